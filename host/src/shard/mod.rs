@@ -1,0 +1,16 @@
+//! The single writer of a shard, as pure state machines: `step(event) -> effects`.
+//!
+//! No runtime, clock or randomness lives here (a test of the code's boundaries holds that), so that the simulation
+//! runs exactly this code. `commit` drives it on a real store; `entry` is the journal's format.
+
+pub mod entry;
+pub mod op;
+pub mod partials;
+pub mod producer;
+pub mod takeover;
+pub mod writer;
+
+pub use entry::Entry;
+pub use op::{Kind, Op, Origin, Outcome, Refusal};
+pub use partials::{Partial, Partials};
+pub use writer::Writer;

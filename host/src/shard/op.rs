@@ -1,0 +1,67 @@
+//! What is asked of a shard, and what can become of it.
+
+use crate::counter::{Bounds, Id};
+
+/// What an operation does to one partial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Adds, creating the partial when there is none.
+    Add { amount: i64, bounds: Bounds },
+    /// Makes the counter exist with value 0 and this name. Sent to the home shard only; refused when it exists.
+    Create { name: Option<Box<str>> },
+    /// Removes the partial; a later addition starts from 0. Removing a missing one succeeds.
+    Remove,
+    /// Nothing: the place of a peer's operation whose caller was told `unknown` before it was sent.
+    Skip,
+}
+
+/// Who waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A caller in this process; the ticket means something to the driver only.
+    Local { ticket: u64, index: u32 },
+    /// Nobody: a relaxed operation, answered when it was queued.
+    Relaxed,
+    /// Another node. `seq` is dense per (producer, shard), from 1; `acked` is the highest sequence below which the
+    /// producer has every answer, so that their outcomes need not be kept.
+    Peer { producer: u128, seq: u64, acked: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Op {
+    pub counter: Id,
+    /// [`crate::counter::key_hash`] of `counter`.
+    pub hash: u64,
+    pub kind: Kind,
+    /// Recognises a repetition within the window. Scoped to the counter.
+    pub key: Option<Box<str>>,
+    pub origin: Origin,
+    /// When the operation was received, in milliseconds since 1970; kept as creation and key time, never for safety.
+    pub at_ms: u64,
+}
+
+/// Why a shard changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Arithmetic(#[from] crate::counter::Refused),
+    #[error("a counter with this id exists")]
+    Exists,
+    #[error("this idempotency key was used on this counter with another kind or amount")]
+    KeyReused,
+    /// A peer's sequence left a gap, or an unknown producer began above 1: something of it is lost.
+    #[error("an operation before this one is missing")]
+    Gap,
+}
+
+/// What became of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Journaled. `value` is this shard's partial right after; `replayed` tells that an earlier attempt did it.
+    Applied { value: i64, replayed: bool },
+    Refused(Refusal),
+    /// Never written: the shard has no writer here now. Safe to send again.
+    NotApplied,
+    /// The write may or may not be in the journal.
+    Unknown,
+}
