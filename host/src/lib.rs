@@ -4,3 +4,5 @@
 
 pub mod counter;
 pub mod limits;
+pub mod shard;
+pub mod store;

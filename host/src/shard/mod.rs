@@ -4,6 +4,7 @@
 //! runs exactly this code. `commit` drives it on a real store; `entry` is the journal's format.
 
 pub mod entry;
+pub mod keys;
 pub mod op;
 pub mod partials;
 pub mod producer;

@@ -58,7 +58,10 @@ pub enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Journaled. `value` is this shard's partial right after; `replayed` tells that an earlier attempt did it.
-    Applied { value: i64, replayed: bool },
+    Applied {
+        value: i64,
+        replayed: bool,
+    },
     Refused(Refusal),
     /// Never written: the shard has no writer here now. Safe to send again.
     NotApplied,

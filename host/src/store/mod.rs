@@ -1,0 +1,131 @@
+//! The store: journal, checkpoints, idempotency records and small values. The docs here are the durability contract,
+//! and `conformance` holds every implementation to it.
+//!
+//! Whoever drives a store calls [`Store::append`] from one place; everything else may run beside it. An implementation
+//! may block its thread inside these futures when the work is a local disk's: the driver has a thread of its own.
+
+pub mod embedded;
+pub mod memory;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::counter::Id;
+use crate::shard::entry::{Entry, KeyRecord, Mark};
+use crate::shard::partials::Partial;
+
+/// What a shard's new owner starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raised {
+    /// Above every epoch this shard ever had.
+    pub epoch: u64,
+    /// The checkpoint covers every entry up to this sequence; 0 when there is none.
+    pub checkpoint_seq: u64,
+    pub marks: Vec<Mark>,
+}
+
+/// What became of one entry of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// Durable: it survives the loss of the process and, for the embedded store, of power.
+    Applied,
+    /// The store cannot tell. The identical entry may be sent again.
+    Unknown,
+    /// Another owner has a higher epoch. `applied` tells whether this very entry got in before.
+    Fenced { applied: Option<bool> },
+}
+
+/// Everything up to `seq` of one shard, for [`Store::checkpoint`].
+#[derive(Debug, Clone, Default)]
+pub struct Checkpoint {
+    pub shard: u32,
+    pub epoch: u64,
+    pub seq: u64,
+    /// Partials changed since the checkpoint before; values may be newer than `seq`, never older.
+    pub partials: Vec<(Id, Partial)>,
+    /// Idempotency records since the checkpoint before.
+    pub keys: Vec<KeyRecord>,
+    /// All marks.
+    pub marks: Vec<Mark>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing was written: there was no room, or the store is not open. Safe to try again.
+    #[error("the store cannot write now: {0}")]
+    NotApplied(String),
+    /// A write or a sync failed: what it carried may or may not be durable. The store refuses everything until
+    /// [`Store::recover`] has closed it, opened it again and read what is there.
+    #[error("the store failed while writing: {0}")]
+    Broken(String),
+    /// What is on disk is not what was written. Serving it would show wrong totals.
+    #[error("the data is damaged: {0}")]
+    Damaged(String),
+    /// Another process has it, its format is newer, or its number of shards is another. One sentence for the operator.
+    #[error("{0}")]
+    Refused(String),
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes this process the owner of `shard`: returns an epoch above all before, after which no append under an
+    /// older epoch can be applied.
+    async fn raise(&self, shard: u32) -> Result<Raised, Error>;
+
+    /// Entries of `shard` after `seq`, in order, at most about `bytes_max` of them (at least one, if there is any).
+    /// Includes everything that was ever answered `Applied`, unless a checkpoint covers it.
+    async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error>;
+
+    /// Appends one entry each of several shards, in one durable write where the store can. Answers one result per entry,
+    /// in order. `Err(NotApplied)`: none is written. `Err(Broken)`: each is unknown.
+    async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error>;
+
+    /// Writes checkpoints, all or none, durable when it answers; afterwards the journal up to there may be dropped. Ignored for a
+    /// shard whose epoch is higher by now.
+    async fn checkpoint(&self, checkpoints: Vec<Checkpoint>) -> Result<(), Error>;
+
+    /// What the last checkpoint holds of a counter.
+    async fn load(&self, shard: u32, counter: &Id) -> Result<Option<Partial>, Error>;
+
+    /// What the last checkpoint holds of an idempotency key.
+    async fn load_key(&self, shard: u32, counter: &Id, key: &str) -> Result<Option<KeyRecord>, Error>;
+
+    /// Drops idempotency records from before `before_ms` (milliseconds since 1970), at most `limit`. Returns how many.
+    async fn expire_keys(&self, before_ms: u64, limit: usize) -> Result<usize, Error>;
+
+    /// Checkpointed counters with this prefix, after `after`, ascending by id in an order of the store's own: up to `limit` ids, each with its
+    /// partials. Removed partials are included.
+    async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error>;
+
+    /// A small value of the registry's or a plugin's: `space` keeps them apart. Reads see every answered write.
+    async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error>;
+
+    /// Durable when it answers.
+    async fn put(&self, space: &str, key: &str, value: &[u8]) -> Result<(), Error>;
+
+    /// Durable when it answers. Removing what is not there is no error.
+    async fn delete(&self, space: &str, key: &str) -> Result<(), Error>;
+
+    /// Values of a space whose key starts with `prefix`, in key order, at most `limit`.
+    async fn scan(&self, space: &str, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error>;
+
+    /// After `Broken` (or `NotApplied`): closes, opens again, verifies. Then every shard must be raised and read anew.
+    async fn recover(&self) -> Result<(), Error>;
+
+    /// Bytes of journal that no checkpoint covers. The driver takes a checkpoint when they are many.
+    fn journal_bytes(&self) -> u64;
+}
+
+/// One counter of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub id: Id,
+    pub partials: Vec<(u32, Partial)>,
+}
+
+/// The order in which every store lists ids: that of their bytes, a longer id before its own prefix (a terminator of
+/// 0xFF, which UTF-8 never has, closes each).
+pub fn list_order(a: &str, b: &str) -> std::cmp::Ordering {
+    a.bytes().chain([0xFF]).cmp(b.bytes().chain([0xFF]))
+}
