@@ -2,6 +2,7 @@
 //!
 //! Those an operator may want to change are settings with these as defaults; the rest are part of the contract.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Longest counter id, in bytes of UTF-8.
@@ -14,6 +15,10 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Body of `POST /v1/batch`: 10,000 operations with long ids fit.
 pub const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a batch appends to its header key: `/` and an index.
+pub const BATCH_KEY_SUFFIX_BYTES_MAX: usize = 6;
+/// Age that a cached read accepts when it names none, in milliseconds.
+pub const MAX_AGE_MS_DEFAULT: u64 = 1_000;
 /// Operations in one batch.
 pub const BATCH_OPS_MAX: usize = 10_000;
 /// Ids in one `POST /v1/read`.
@@ -23,8 +28,12 @@ pub const LIST_LIMIT_MAX: usize = 1_000;
 pub const LIST_LIMIT_DEFAULT: usize = 100;
 /// Request head: request line and all headers.
 pub const HEADER_BYTES_MAX: usize = 32 * 1024;
+/// Longest `X-Request-Id` that is echoed, in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Open connections of a node, watches included.
 pub const CONNECTIONS_MAX: usize = 10_000;
+/// Connections that the kernel keeps until they are accepted.
+pub const ACCEPT_BACKLOG: i32 = 4_096;
 /// Open watches (server-sent events) of a node.
 pub const WATCHES_MAX: usize = 1_000;
 /// A client has this long to send a request's head and, again, its body.
@@ -35,8 +44,42 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 pub const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 /// Operations queued for the shard writers of a node and not yet journaled.
 pub const QUEUE_OPS_MAX: usize = 131_072;
+/// Journal bytes read at once while a shard is taken over.
+pub const REPLAY_BYTES: usize = 8 * 1024 * 1024;
 /// Operations in one journal entry of one shard.
 pub const ENTRY_OPS_MAX: usize = 16_384;
+/// An uploaded component.
+pub const PLUGIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Uploads whose bytes may be in memory at once.
+pub const UPLOADS_MAX: usize = 2;
+/// The store keeps components in chunks of this size.
+pub const PLUGIN_CHUNK_BYTES: usize = 1024 * 1024;
+/// Calls of pooled policies that one batch has under way at once.
+pub const BATCH_POLICY_CALLS_MAX: usize = 64;
+/// Totals a node keeps for reads that accept an older one.
+pub const CACHED_TOTALS_MAX: usize = 65_536;
+/// Prefixes that have or had a rule.
+pub const RULE_HISTORIES_MAX: usize = 10_000;
+/// Approximate bytes of one journal entry; the operation that reaches it is the entry's last.
+pub const ENTRY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Operations that one producer may have unanswered on one shard; older outcomes are forgotten.
+pub const PRODUCER_UNANSWERED_MAX: usize = 16_384;
+/// A producer that sent a shard nothing for this long is forgotten there. Far above every deadline of an operation.
+pub const MARK_LIFETIME: Duration = Duration::from_secs(3600);
+/// Journal bytes that no checkpoint covers; beyond, a checkpoint begins.
+pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A checkpoint begins at least this often while something is changed.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// Partials that a checkpoint copies and writes at once.
+pub const CHECKPOINT_PIECE: usize = 20_000;
+/// Wait before a failed checkpoint is tried again: the first time, and at most.
+pub const CHECKPOINT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Idempotency records are kept this much longer than their window: an operation that arrived within it may still wait.
+pub const KEY_EXPIRY_SLACK: Duration = Duration::from_secs(600);
+/// Idempotency records dropped from the store at once.
+pub const KEY_EXPIRY_PIECE: usize = 10_000;
+/// Slots looked at for eviction after one group commit.
+pub const EVICTION_PIECE: usize = 16_384;
 /// Rules of a cluster.
 pub const RULES_MAX: usize = 1_000;
 /// Shards of a cluster.
@@ -47,5 +90,50 @@ pub const SHARDS_DEFAULT: u32 = 12;
 pub const SPREAD_DEFAULT: u32 = 3;
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// What it may be set to. Records cost disk for as long as they live.
+pub const WINDOW_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
+/// After SIGTERM, idle connections stay open this long, for requests that are on their way.
+pub const DRAIN_IDLE: Duration = Duration::from_millis(200);
 /// SIGTERM to exit: open requests may finish this long.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// What it may be set to.
+pub const DRAIN_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+/// Partials of all shards of a node that stay in memory by default, and what it may be set to.
+pub const RESIDENT_COUNTERS: usize = 4_000_000;
+pub const RESIDENT_RANGE: RangeInclusive<u64> = 1_000..=1_000_000_000;
+/// Serving threads of a node.
+pub const WORKERS_MAX: u64 = 256;
+/// Name of a node, in bytes: it is part of host names and keys.
+pub const NODE_ID_BYTES_MAX: usize = 63;
+/// Admin token, in bytes, and the file that holds it with the white space around it.
+pub const TOKEN_BYTES_MAX: usize = 512;
+pub const TOKEN_FILE_BYTES_MAX: u64 = 4096;
+/// File of settings.
+pub const CONFIG_BYTES_MAX: u64 = 64 * 1024;
+/// The client commands: to connect, and from there to the end of an answer (the server's own deadline and its travel).
+pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CLIENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Sending a component, and its admission.
+pub const CLIENT_UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// A watch that hears nothing for this long, not even a comment, connects anew.
+pub const CLIENT_WATCH_SILENCE: Duration = Duration::from_secs(60);
+/// An addition with a key is sent again for this long while its outcome is not known.
+pub const CLIENT_RETRY_FOR: Duration = Duration::from_secs(30);
+/// A watch tries to connect anew for this long.
+pub const CLIENT_RECONNECT_FOR: Duration = Duration::from_secs(600);
+/// Answers of a server, and one line of its event stream, in bytes.
+pub const CLIENT_ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub const CLIENT_EVENT_BYTES_MAX: u64 = 64 * 1024;
+/// One segment file of the embedded log. All are written with zeros before use, and used again when trimmed.
+pub const LOG_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Trimmed segments of the embedded log that are kept for further use.
+pub const LOG_SPARE_SEGMENTS_MAX: usize = 4;
+/// The embedded log takes no new segment that would leave less than this on the disk: checkpoints, which give segments
+/// back, need it.
+pub const LOG_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Largest group commit in the embedded log. `QUEUE_OPS_MAX` operations with the longest ids, names and keys fit.
+pub const LOG_FRAME_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Longest key of a small value, its space included, in bytes.
+pub const VALUE_KEY_BYTES_MAX: usize = 1024;
+/// Largest small value, such as the bytes of a policy, in bytes.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -20,20 +20,40 @@ pub fn key_hash(id: &str) -> u64 {
 pub fn candidates(hash: u64, shards: u32, spread: u32) -> Candidates {
     let shards = shards.max(1);
     let spread = spread.clamp(1, shards) as usize;
-    let mut best: SmallVec<[(u64, u32); 16]> = SmallVec::new();
+    if spread <= INLINE { few(hash, shards, spread) } else { many(hash, shards, spread) }
+}
+
+const INLINE: usize = 16;
+
+/// Keeps the best in arrays on the stack: this runs for every request.
+fn few(hash: u64, shards: u32, spread: usize) -> Candidates {
+    let (mut weights, mut best) = ([0u64; INLINE], [0u32; INLINE]);
+    let mut count = 0;
     for shard in 0..shards {
         let weight = weight(hash, shard);
-        if best.len() == spread {
-            if best.last().is_some_and(|&(least, _)| least >= weight) {
+        if count == spread {
+            if weights[count - 1] >= weight {
                 continue;
             }
-            best.pop();
+            count -= 1;
         }
         // Equal weights keep the lower shard first, so the order is total.
-        let at = best.partition_point(|&(other, _)| other >= weight);
-        best.insert(at, (weight, shard));
+        let mut at = count;
+        while at > 0 && weights[at - 1] < weight {
+            (weights[at], best[at]) = (weights[at - 1], best[at - 1]);
+            at -= 1;
+        }
+        (weights[at], best[at]) = (weight, shard);
+        count += 1;
     }
-    best.into_iter().map(|(_, shard)| shard).collect()
+    Candidates::from_slice(&best[..count])
+}
+
+fn many(hash: u64, shards: u32, spread: usize) -> Candidates {
+    let mut all: Vec<(u64, u32)> = (0..shards).map(|shard| (weight(hash, shard), shard)).collect();
+    all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+    all.truncate(spread);
+    all.into_iter().map(|(_, shard)| shard).collect()
 }
 
 /// The shard that decides whether the counter exists and that takes its keyed operations.
@@ -60,6 +80,12 @@ mod tests {
             let narrow = candidates(hash, shards, spread);
             prop_assert_eq!(&wide[..narrow.len()], &narrow[..]);
             prop_assert_eq!(narrow.len() as u32, spread.min(shards));
+        }
+
+        #[test]
+        fn both_ways_agree(hash: u64, shards in 1u32..80, spread in 1usize..16) {
+            let spread = spread.min(shards as usize);
+            prop_assert_eq!(few(hash, shards, spread), many(hash, shards, spread));
         }
 
         #[test]

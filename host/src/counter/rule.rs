@@ -1,10 +1,9 @@
 //! Rules: which policies, spread and durability govern the counters below an id prefix. The longest prefix wins.
 
-use std::collections::HashMap;
-
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
-use super::Bounds;
+use super::{Bounds, key_hash};
 use crate::limits;
 
 /// When an addition is answered. The journal entry is the same.
@@ -29,11 +28,25 @@ pub struct PolicyRef {
     /// Handed to the policy's `configure` once per instance.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub config: String,
+    /// Interfaces of `wit/` that the policy may use besides those that every policy may: "registry", "storage". The others
+    /// answer it `denied`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<String>,
+}
+
+/// Another revision of one of the rule's plugins that answers for a part of the counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Canary {
+    /// `sha256:…` of the rule's selection or aggregation plugin.
+    pub revision: String,
+    /// 1 to 99 of a hundred counters, by the hash of their ids.
+    pub percent: u8,
 }
 
 impl PolicyRef {
     pub fn named(plugin: &str) -> Self {
-        Self { plugin: plugin.into(), revision: None, config: String::new() }
+        Self { plugin: plugin.into(), revision: None, config: String::new(), grants: Vec::new() }
     }
 }
 
@@ -57,6 +70,11 @@ pub struct Rule {
     pub min: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// A revision of one of the rule's plugins that is asked too and whose answers are only compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<String>,
 }
 
 fn default_selection() -> PolicyRef {
@@ -82,6 +100,8 @@ pub enum Invalid {
     BoundsNeedDurable,
     #[error("min ({min}) is above max ({max})")]
     EmptyBounds { min: i64, max: i64 },
+    #[error("canary: percent must be from 1 to 99; it is {0}")]
+    CanaryPercent(u8),
 }
 
 impl Rule {
@@ -95,6 +115,8 @@ impl Rule {
             durability: Durability::Durable,
             min: None,
             max: None,
+            canary: None,
+            shadow: None,
         }
     }
 
@@ -117,6 +139,11 @@ impl Rule {
                 return Err(Invalid::BoundsNeedDurable);
             }
         }
+        if let Some(percent) =
+            self.canary.as_ref().map(|canary| canary.percent).filter(|percent| !(1..=99).contains(percent))
+        {
+            return Err(Invalid::CanaryPercent(percent));
+        }
         match self.bounds() {
             Bounds { min: Some(min), max: Some(max) } if min > max => Err(Invalid::EmptyBounds { min, max }),
             _ => Ok(()),
@@ -127,31 +154,40 @@ impl Rule {
 /// Values by id prefix. A look-up costs one hash per distinct prefix length, not per rule.
 #[derive(Debug, Clone)]
 pub struct Rules<T> {
-    by_prefix: HashMap<Box<str>, T>,
+    by_prefix: HashTable<(Box<str>, T)>,
     /// Distinct prefix lengths, longest first.
     lengths: Vec<usize>,
 }
 
 impl<T> Default for Rules<T> {
     fn default() -> Self {
-        Self { by_prefix: HashMap::new(), lengths: Vec::new() }
+        Self { by_prefix: HashTable::new(), lengths: Vec::new() }
     }
 }
 
 impl<T> FromIterator<(String, T)> for Rules<T> {
     fn from_iter<I: IntoIterator<Item = (String, T)>>(iter: I) -> Self {
-        let by_prefix: HashMap<Box<str>, T> = iter.into_iter().map(|(prefix, rule)| (prefix.into(), rule)).collect();
-        let mut lengths: Vec<usize> = by_prefix.keys().map(|prefix| prefix.len()).collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.dedup();
-        Self { by_prefix, lengths }
+        let mut rules = Self::default();
+        for (prefix, rule) in iter {
+            match rules.by_prefix.find_mut(key_hash(&prefix), |(known, _)| **known == *prefix) {
+                Some(known) => known.1 = rule,
+                None => {
+                    rules.lengths.push(prefix.len());
+                    let entry = (prefix.into_boxed_str(), rule);
+                    rules.by_prefix.insert_unique(key_hash(&entry.0), entry, |(prefix, _)| key_hash(prefix));
+                }
+            }
+        }
+        rules.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        rules.lengths.dedup();
+        rules
     }
 }
 
 impl<T> Rules<T> {
     /// Everything whose prefix matches `id`, the longest prefix first.
     pub fn matching<'a>(&'a self, id: &str) -> impl Iterator<Item = &'a T> {
-        self.lengths.iter().filter_map(move |&length| self.by_prefix.get(id.get(..length)?))
+        self.lengths.iter().filter_map(move |&length| self.get(id.get(..length)?))
     }
 
     /// What governs `id`: the longest prefix.
@@ -160,7 +196,7 @@ impl<T> Rules<T> {
     }
 
     pub fn get(&self, prefix: &str) -> Option<&T> {
-        self.by_prefix.get(prefix)
+        self.by_prefix.find(key_hash(prefix), |(known, _)| **known == *prefix).map(|(_, rule)| rule)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {

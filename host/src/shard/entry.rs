@@ -58,7 +58,9 @@ impl From<&Kind> for Action {
 pub struct Mark {
     pub producer: u128,
     pub through: u64,
-    /// Of sequences that the producer had not acknowledged, ascending.
+    /// Newest receive time of its operations, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Of sequences that the producer had not acknowledged, dense and ascending, the last being `through`.
     pub outcomes: Vec<(u64, Outcome)>,
 }
 
@@ -167,6 +169,7 @@ impl Mark {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.producer.to_le_bytes());
         put(out, self.through);
+        put(out, self.at_ms);
         put(out, self.outcomes.len() as u64);
         for (seq, outcome) in &self.outcomes {
             put(out, *seq);
@@ -327,9 +330,9 @@ impl Reader<'_> {
         let (producer, rest) = self.0.split_first_chunk::<16>().ok_or(Damaged::Short)?;
         let producer = u128::from_le_bytes(*producer);
         self.0 = rest;
-        let through = self.int()?;
+        let (through, at_ms) = (self.int()?, self.int()?);
         let outcomes = self.list(|from| Ok((from.int()?, from.outcome()?)))?;
-        Ok(Mark { producer, through, outcomes })
+        Ok(Mark { producer, through, at_ms, outcomes })
     }
 
     fn outcome(&mut self) -> Result<Outcome, Damaged> {
@@ -389,8 +392,9 @@ mod tests {
         let key = (id(), "[ -~]{1,128}", action, any::<i64>(), any::<u64>()).prop_map(
             |(counter, key, action, value, at_ms)| KeyRecord { counter, key: key.into(), action, value, at_ms },
         );
-        let mark = (any::<u128>(), any::<u64>(), prop::collection::vec((any::<u64>(), outcome()), 0..4))
-            .prop_map(|(producer, through, outcomes)| Mark { producer, through, outcomes });
+        let outcomes = prop::collection::vec((any::<u64>(), outcome()), 0..4);
+        let mark = (any::<u128>(), any::<u64>(), any::<u64>(), outcomes)
+            .prop_map(|(producer, through, at_ms, outcomes)| Mark { producer, through, at_ms, outcomes });
         (
             (any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>()),
             prop::collection::vec((id(), partial()), 0..6),

@@ -3,8 +3,10 @@
 //! No runtime, clock or randomness lives here (a test of the code's boundaries holds that), so that the simulation
 //! runs exactly this code. `commit` drives it on a real store; `entry` is the journal's format.
 
+mod draft;
 pub mod entry;
 pub mod keys;
+pub mod marks;
 pub mod op;
 pub mod partials;
 pub mod producer;

@@ -11,7 +11,8 @@ pub enum Kind {
     Create { name: Option<Box<str>> },
     /// Removes the partial; a later addition starts from 0. Removing a missing one succeeds.
     Remove,
-    /// Nothing: the place of a peer's operation whose caller was told `unknown` before it was sent.
+    /// Nothing: the place of a peer's operation whose caller was told `unknown` before it was sent. Its own outcome is
+    /// `Unknown` too, which a late copy of the operation also gets.
     Skip,
 }
 
@@ -22,13 +23,14 @@ pub enum Origin {
     Local { ticket: u64, index: u32 },
     /// Nobody: a relaxed operation, answered when it was queued.
     Relaxed,
-    /// Another node. `seq` is dense per (producer, shard), from 1; `acked` is the highest sequence below which the
-    /// producer has every answer, so that their outcomes need not be kept.
+    /// Another node. `seq` is dense per (producer, shard), from 1; the producer has every answer up to and with
+    /// `acked`, so that those outcomes need not be kept. `producer` is drawn at random and never 0.
     Peer { producer: u128, seq: u64, acked: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Op {
+    pub shard: u32,
     pub counter: Id,
     /// [`crate::counter::key_hash`] of `counter`.
     pub hash: u64,
@@ -36,7 +38,8 @@ pub struct Op {
     /// Recognises a repetition within the window. Scoped to the counter.
     pub key: Option<Box<str>>,
     pub origin: Origin,
-    /// When the operation was received, in milliseconds since 1970; kept as creation and key time, never for safety.
+    /// When the operation was received, in milliseconds since 1970: creation and key time. The same however often the
+    /// operation is sent again; see [`super::marks`].
     pub at_ms: u64,
 }
 
@@ -63,7 +66,8 @@ pub enum Outcome {
         replayed: bool,
     },
     Refused(Refusal),
-    /// Never written: the shard has no writer here now. Safe to send again.
+    /// Never written: the shard has no writer here now, or the store no room. Safe to send again; a peer's sequence is
+    /// not used up.
     NotApplied,
     /// The write may or may not be in the journal.
     Unknown,

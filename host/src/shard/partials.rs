@@ -1,7 +1,8 @@
 //! The readable state of one shard: what is journaled of each resident counter, and what a checkpoint still owes.
 //!
 //! Readers hold it behind a read lock; the driver takes the write lock only to apply an entry that is durable, so
-//! nothing unjournaled is ever visible.
+//! nothing unjournaled is ever visible. Slots are kept in chunks, so that growing never copies them, and a slot keeps
+//! its number until its counter is forgotten, so that one look-up serves planning and applying.
 
 use hashbrown::HashTable;
 
@@ -26,20 +27,69 @@ pub struct Partial {
 
 #[derive(Debug)]
 struct Slot {
-    id: Id,
+    /// None: free. Some other counter takes the slot later.
+    id: Option<Id>,
     /// None: the store was asked and holds nothing, so that it is not asked again.
     partial: Option<Partial>,
     dirty: bool,
 }
 
+/// A chunk of 400 slots is just below 32 KiB, which allocators serve without waste.
+const CHUNK_SLOTS: usize = 400;
+
+/// Slots by number. All chunks but the first are reserved whole; the first grows, because most shards stay small.
+#[derive(Debug, Default)]
+struct Slots(Vec<Vec<Slot>>);
+
+impl Slots {
+    fn get(&self, at: u32) -> Option<&Slot> {
+        self.0.get(at as usize / CHUNK_SLOTS)?.get(at as usize % CHUNK_SLOTS)
+    }
+
+    fn at(&self, at: u32) -> &Slot {
+        &self.0[at as usize / CHUNK_SLOTS][at as usize % CHUNK_SLOTS]
+    }
+
+    fn at_mut(&mut self, at: u32) -> &mut Slot {
+        &mut self.0[at as usize / CHUNK_SLOTS][at as usize % CHUNK_SLOTS]
+    }
+
+    fn len(&self) -> usize {
+        self.0.last().map_or(0, |last| (self.0.len() - 1) * CHUNK_SLOTS + last.len())
+    }
+
+    fn push(&mut self, slot: Slot) -> u32 {
+        let at = u32::try_from(self.len()).expect("a shard has fewer resident counters than 2^32");
+        match self.0.last_mut() {
+            Some(last) if last.len() < CHUNK_SLOTS => last.push(slot),
+            None => self.0.push(vec![slot]),
+            Some(_) => {
+                let mut chunk = Vec::with_capacity(CHUNK_SLOTS);
+                chunk.push(slot);
+                self.0.push(chunk);
+            }
+        }
+        at
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Partials {
-    slots: Vec<Slot>,
+    slots: Slots,
+    free: Vec<u32>,
     index: HashTable<u32>,
     /// Slots changed since the last checkpoint began, each once.
     dirty: Vec<u32>,
     /// Sequence of the last entry applied.
     applied: u64,
+    /// Everything up to this sequence is in a checkpoint.
+    covered: u64,
+    /// How often a counter was forgotten.
+    evictions: u64,
+    /// Where the next eviction goes on looking.
+    hand: u32,
+    /// Readers make no counter resident beyond this many. None: no limit.
+    resident_max: Option<usize>,
 }
 
 /// What the resident state says of a counter.
@@ -55,50 +105,97 @@ pub enum Resident<'a> {
 
 impl Partials {
     pub fn get(&self, hash: u64, id: &Id) -> Resident<'_> {
-        match self.find(hash, id).map(|at| &self.slots[at as usize].partial) {
+        match self.find(hash, id).map(|at| &self.slots.at(at).partial) {
             None => Resident::Unloaded,
             Some(None) => Resident::Missing,
             Some(Some(partial)) => Resident::Present(partial),
         }
     }
 
-    fn find(&self, hash: u64, id: &Id) -> Option<u32> {
-        self.index.find(hash, |&at| self.slots[at as usize].id == *id).copied()
+    /// The slot of a resident counter.
+    pub(super) fn find(&self, hash: u64, id: &Id) -> Option<u32> {
+        self.index.find(hash, |&at| self.slots.at(at).id.as_ref() == Some(id)).copied()
     }
 
-    /// Makes what the store holds resident. What is resident already is newer and stays.
+    /// Whether the slot still holds this counter. Any number may be asked for.
+    pub(super) fn holds(&self, at: u32, id: &Id) -> bool {
+        self.slots.get(at).is_some_and(|slot| slot.id.as_ref() == Some(id))
+    }
+
+    /// What a slot from [`Self::find`] holds; None when the counter never was on this shard.
+    pub(super) fn at(&self, at: u32) -> Option<&Partial> {
+        self.slots.at(at).partial.as_ref()
+    }
+
+    /// Makes what the store holds resident, for the writer. What is resident already is newer and stays.
+    /// Only whoever evicts may call this: nothing can have been forgotten since it asked the store.
     pub fn load(&mut self, hash: u64, id: &Id, partial: Option<Partial>) {
         if self.find(hash, id).is_none() {
-            self.insert(hash, Slot { id: id.clone(), partial, dirty: false });
+            self.insert(hash, id.clone(), partial);
         }
     }
 
-    fn insert(&mut self, hash: u64, slot: Slot) -> u32 {
-        let at = u32::try_from(self.slots.len()).expect("a shard has fewer resident counters than 2^32");
-        self.slots.push(slot);
+    /// How often a counter was forgotten; for [`Self::load_if`].
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// Makes what a reader found in the store resident, unless a counter was forgotten since the reader saw
+    /// `evictions_seen`: the writer may have loaded, changed and forgotten this very one, and the value be too old.
+    /// The value is right for the reader's answer all the same, for it was the newest when the reader began.
+    ///
+    /// That the store holds nothing is not remembered for readers: guessed ids would fill the memory. Nor is anything,
+    /// once `resident_max` counters are resident.
+    pub fn load_if(&mut self, evictions_seen: u64, hash: u64, id: &Id, partial: Option<Partial>) {
+        let room = self.resident_max.is_none_or(|max| self.len() < max);
+        if evictions_seen == self.evictions && partial.is_some() && room {
+            self.load(hash, id, partial);
+        }
+    }
+
+    fn insert(&mut self, hash: u64, id: Id, partial: Option<Partial>) -> u32 {
+        let slot = Slot { id: Some(id), partial, dirty: false };
+        let at = match self.free.pop() {
+            Some(at) => {
+                *self.slots.at_mut(at) = slot;
+                at
+            }
+            None => self.slots.push(slot),
+        };
         let slots = &self.slots;
-        self.index.insert_unique(hash, at, |&at| key_hash(slots[at as usize].id.as_str()));
+        self.index.insert_unique(hash, at, |&at| slot_hash(slots.at(at)));
         at
     }
 
-    /// Applies a durable entry. Entries that are already in are skipped change by change, so replay is idempotent.
+    /// Applies a durable entry. Changes that are already in are skipped one by one, so replay is idempotent.
     pub fn apply(&mut self, entry: &Entry) {
-        for change in &entry.changes {
-            self.apply_change(entry.seq, change);
+        self.apply_at(entry, &[]);
+    }
+
+    /// Like [`Self::apply`]; `slots` says where the changes were found when the entry was made.
+    pub fn apply_at(&mut self, entry: &Entry, slots: &[u32]) {
+        for (nth, change) in entry.changes.iter().enumerate() {
+            let at = match slots.get(nth) {
+                Some(&at) if self.holds(at, &change.counter) => at,
+                _ => self
+                    .find(change.hash, &change.counter)
+                    .unwrap_or_else(|| self.insert(change.hash, change.counter.clone(), None)),
+            };
+            self.apply_change(at, entry.seq, change);
         }
         self.applied = self.applied.max(entry.seq);
     }
 
-    fn apply_change(&mut self, seq: u64, change: &Change) {
-        let at = match self.find(change.hash, &change.counter) {
-            Some(at) => at,
-            None => self.insert(change.hash, Slot { id: change.counter.clone(), partial: None, dirty: false }),
-        };
-        let slot = &mut self.slots[at as usize];
-        if slot.partial.as_ref().is_some_and(|partial| partial.seq >= seq) {
-            return;
+    fn apply_change(&mut self, at: u32, seq: u64, change: &Change) {
+        let slot = self.slots.at_mut(at);
+        match &mut slot.partial {
+            Some(partial) if partial.seq >= seq => return,
+            Some(partial) => {
+                partial.clone_from(&change.partial);
+                partial.seq = seq;
+            }
+            None => slot.partial = Some(Partial { seq, ..change.partial.clone() }),
         }
-        slot.partial = Some(Partial { seq, ..change.partial.clone() });
         if !slot.dirty {
             slot.dirty = true;
             self.dirty.push(at);
@@ -110,18 +207,28 @@ impl Partials {
         self.applied
     }
 
-    /// After a takeover: everything up to here is in the checkpoint.
-    pub fn start_after(&mut self, seq: u64) {
-        self.applied = self.applied.max(seq);
+    /// Sequence up to which a checkpoint holds everything.
+    pub fn covered(&self) -> u64 {
+        self.covered
+    }
+
+    /// Nothing yet, everything up to `checkpoint_seq` being in the checkpoint.
+    pub(super) fn after_checkpoint(checkpoint_seq: u64) -> Self {
+        Self { applied: checkpoint_seq, covered: checkpoint_seq, ..Self::default() }
+    }
+
+    /// A takeover ended: what it read replaces what was here. Nothing stays, for another owner may have changed it.
+    pub fn replace(&mut self, read: Self) {
+        *self = Self { evictions: self.evictions + 1, resident_max: self.resident_max, ..read };
     }
 
     /// Resident counters, removed ones included.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() - self.free.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
     }
 
     pub fn dirty_len(&self) -> usize {
@@ -130,41 +237,69 @@ impl Partials {
 
     /// Changed counters that no checkpoint holds yet, for lists.
     pub fn dirty(&self) -> impl Iterator<Item = (&Id, &Partial)> {
-        self.dirty.iter().filter_map(|&at| {
-            let slot = &self.slots[at as usize];
-            slot.partial.as_ref().map(|partial| (&slot.id, partial))
-        })
+        self.dirty.iter().filter_map(|&at| self.changed(at))
     }
 
-    /// Everything a checkpoint must write. It stays dirty until [`Self::checkpointed`].
-    pub fn snapshot_dirty(&self) -> Vec<(Id, Partial)> {
-        self.dirty().map(|(id, partial)| (id.clone(), partial.clone())).collect()
+    fn changed(&self, at: u32) -> Option<(&Id, &Partial)> {
+        let slot = self.slots.at(at);
+        slot.id.as_ref().zip(slot.partial.as_ref())
+    }
+
+    /// Some of what a checkpoint must write: at most `limit` changed counters, beginning with the `from`th. They stay
+    /// dirty until [`Self::checkpointed`]; until then later changes are only ever added behind.
+    pub fn dirty_piece(&self, from: usize, limit: usize) -> Vec<(Id, Partial)> {
+        let piece = self.dirty.iter().skip(from).take(limit);
+        piece.filter_map(|&at| self.changed(at)).map(|(id, partial)| (id.clone(), partial.clone())).collect()
     }
 
     /// A checkpoint that covers everything up to `seq` is durable: what has not changed since is clean.
     pub fn checkpointed(&mut self, seq: u64) {
         let slots = &mut self.slots;
         self.dirty.retain(|&at| {
-            let slot = &mut slots[at as usize];
+            let slot = slots.at_mut(at);
             slot.dirty = slot.partial.as_ref().is_some_and(|partial| partial.seq > seq);
             slot.dirty
         });
+        self.dirty.shrink_to(CHUNK_SLOTS.max(2 * self.dirty.len()));
+        self.covered = self.covered.max(seq);
     }
 
-    /// Forgets every clean counter once more than `resident_max` are resident; the store still has them.
-    /// Returns how many were forgotten. Called when a checkpoint ended, when few are dirty.
-    pub fn evict_clean(&mut self, resident_max: usize) -> usize {
-        if self.slots.len() <= resident_max {
-            return 0;
-        }
-        let before = self.slots.len();
-        let kept: Vec<Slot> = std::mem::take(&mut self.slots).into_iter().filter(|slot| slot.dirty).collect();
-        self.index = HashTable::new();
-        self.dirty.clear();
-        for slot in kept {
-            let at = self.insert(key_hash(slot.id.as_str()), slot);
-            self.dirty.push(at);
-        }
-        before - self.slots.len()
+    /// Limits what readers make resident; see [`Self::load_if`].
+    pub fn limit_readers(&mut self, resident_max: usize) {
+        self.resident_max = Some(resident_max);
     }
+
+    /// Forgets clean counters while more than `resident_max` are resident, in turn, looking at no more than
+    /// `slots_max` slots. The store still has them. Returns how many were forgotten.
+    pub fn evict_clean(&mut self, resident_max: usize, slots_max: usize) -> usize {
+        let excess = self.len().saturating_sub(resident_max);
+        let mut evicted = 0;
+        for _ in 0..slots_max.min(self.slots.len()) {
+            if evicted == excess {
+                break;
+            }
+            let at = self.hand;
+            self.hand = if (at as usize + 1) < self.slots.len() { at + 1 } else { 0 };
+            evicted += usize::from(self.evict(at));
+        }
+        self.evictions += evicted as u64;
+        evicted
+    }
+
+    fn evict(&mut self, at: u32) -> bool {
+        let slot = self.slots.at(at);
+        if slot.dirty || slot.id.is_none() {
+            return false;
+        }
+        if let Ok(entry) = self.index.find_entry(slot_hash(slot), |&other| other == at) {
+            entry.remove();
+        }
+        *self.slots.at_mut(at) = Slot { id: None, partial: None, dirty: false };
+        self.free.push(at);
+        true
+    }
+}
+
+fn slot_hash(slot: &Slot) -> u64 {
+    key_hash(slot.id.as_ref().expect("a slot in the index holds a counter").as_str())
 }

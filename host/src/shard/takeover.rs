@@ -4,7 +4,7 @@
 
 use super::entry::{Entry, Mark};
 use super::partials::Partials;
-use super::writer::{MarkState, Writer};
+use super::writer::Writer;
 
 #[derive(Debug)]
 pub enum Event {
@@ -20,9 +20,10 @@ pub enum Effect {
     Raise,
     /// Read entries after this sequence.
     Read { after: u64 },
-    /// The shard serves again.
-    Serve(Box<Writer>),
-    /// The journal has a hole or goes backwards: serving would show a wrong total. An operator must look.
+    /// The shard serves again, with what was read as its readable state.
+    Serve(Box<Writer>, Box<Partials>),
+    /// The journal has a hole, goes backwards, or ends before what was durable: serving would show a wrong total. An
+    /// operator must look.
     Damaged { expected_seq: u64, found_seq: u64 },
 }
 
@@ -30,39 +31,49 @@ pub enum Effect {
 pub struct Takeover {
     shard: u32,
     key_window_ms: u64,
-    writer: Option<Box<Writer>>,
+    /// The journal must reach this far.
+    durable_seq: u64,
+    read: Option<(Box<Writer>, Box<Partials>)>,
     last_seq: u64,
     last_epoch: u64,
 }
 
 impl Takeover {
-    pub fn begin(shard: u32, key_window_ms: u64) -> (Self, Effect) {
-        (Self { shard, key_window_ms, writer: None, last_seq: 0, last_epoch: 0 }, Effect::Raise)
+    /// `durable_seq` is the highest sequence that this process knows to be durable; 0 when it knows nothing.
+    ///
+    /// The readable state is made anew from what is read, for another owner may have changed anything since. An entry
+    /// whose outcome an earlier writer never learned becomes visible if it is in the journal, and leaves no trace if not.
+    pub fn begin(shard: u32, key_window_ms: u64, durable_seq: u64) -> (Self, Effect) {
+        (Self { shard, key_window_ms, durable_seq, read: None, last_seq: 0, last_epoch: 0 }, Effect::Raise)
     }
 
-    /// `partials` may be what an earlier writer of this process left: all of it was journaled.
-    pub fn step(&mut self, partials: &mut Partials, event: Event) -> Effect {
+    pub fn step(&mut self, event: Event) -> Effect {
         match event {
             Event::Raised { epoch, checkpoint_seq, marks } => {
                 let mut writer = Writer::new(self.shard, epoch, checkpoint_seq + 1, self.key_window_ms);
                 for mark in marks {
-                    restore(&mut writer, mark);
+                    writer.restore_mark(mark);
                 }
-                partials.start_after(checkpoint_seq);
                 self.last_seq = checkpoint_seq;
-                self.writer = Some(Box::new(writer));
+                self.read = Some((Box::new(writer), Box::new(Partials::after_checkpoint(checkpoint_seq))));
                 Effect::Read { after: checkpoint_seq }
             }
-            Event::Read(entries) => self.replay(partials, entries),
+            Event::Read(entries) if entries.is_empty() => self.serve(),
+            Event::Read(entries) => self.replay(entries),
         }
     }
 
-    fn replay(&mut self, partials: &mut Partials, entries: Vec<Entry>) -> Effect {
-        let writer = self.writer.as_mut().expect("entries are read after the epoch was raised");
-        if entries.is_empty() {
-            writer.resume(self.last_seq + 1);
-            return Effect::Serve(self.writer.take().expect("it was there a line ago"));
+    fn serve(&mut self) -> Effect {
+        if self.last_seq < self.durable_seq {
+            return Effect::Damaged { expected_seq: self.durable_seq, found_seq: self.last_seq };
         }
+        let (mut writer, partials) = self.read.take().expect("entries are read after the epoch was raised");
+        writer.resume(self.last_seq + 1);
+        Effect::Serve(writer, partials)
+    }
+
+    fn replay(&mut self, entries: Vec<Entry>) -> Effect {
+        let (writer, partials) = self.read.as_mut().expect("entries are read after the epoch was raised");
         for entry in entries {
             if entry.seq != self.last_seq + 1 || entry.epoch < self.last_epoch || entry.shard != self.shard {
                 return Effect::Damaged { expected_seq: self.last_seq + 1, found_seq: entry.seq };
@@ -72,15 +83,10 @@ impl Takeover {
                 writer.restore_key(record, entry.seq);
             }
             for mark in entry.marks {
-                restore(writer, mark);
+                writer.restore_mark(mark);
             }
             (self.last_seq, self.last_epoch) = (entry.seq, entry.epoch);
         }
         Effect::Read { after: self.last_seq }
     }
-}
-
-fn restore(writer: &mut Writer, mark: Mark) {
-    let state = MarkState { through: mark.through, outcomes: mark.outcomes.into() };
-    writer.marks.insert(mark.producer, state);
 }

@@ -1,26 +1,30 @@
 //! The single writer of one shard: queue -> one entry -> durable -> applied -> answered.
 //!
 //! One append is in flight at a time; what arrives meanwhile becomes the next entry. Every answer of an entry, refusals
-//! included, waits for it: a refusal may rest on values that only that entry makes true. A writer that loses its shard
-//! is thrown away, and [`super::takeover`] makes the next one from the store.
+//! included, waits for it: a refusal may rest on values that only that entry makes true. What an entry adds to the
+//! writer's own knowledge (keys, marks) is taken over when it is durable, so an entry that is not written never was. A
+//! writer that loses its shard is thrown away, and [`super::takeover`] makes the next one from the store.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-
-use super::entry::{Action, Change, Entry, KeyRecord, Mark};
+use super::draft::{Draft, Durable, Sealed};
+use super::entry::{Entry, KeyRecord, Mark};
 use super::keys::Keys;
-use super::op::{Kind, Op, Origin, Outcome, Refusal};
-use super::partials::{Partial, Partials, Resident};
-use crate::counter::{Id, arithmetic};
-use crate::limits;
+use super::marks::{self, MarkState, Marks};
+use super::op::{Op, Origin, Outcome};
+use super::partials::Partials;
+use crate::counter::Id;
 
 #[derive(Debug)]
 pub enum Event {
+    /// See [`Writer::submit`].
     Submit(Op),
-    /// The store's answer to [`Effect::LookUp`], or one that the driver fetched ahead.
+    /// Asks for what the waiting operations will need, so that one entry can take them all.
+    Prepare,
+    /// The store's answer to [`Effect::LookUp`], with its `as_of`.
     LookedUp {
+        as_of: u64,
         hash: u64,
         counter: Id,
         key: Box<str>,
@@ -35,6 +39,10 @@ pub enum Event {
     Checkpointed {
         seq: u64,
     },
+    /// Producers that sent nothing since this time (milliseconds since 1970) are forgotten with the next entry.
+    ExpireMarks {
+        horizon_ms: u64,
+    },
 }
 
 /// What became of the append in flight.
@@ -43,11 +51,17 @@ pub enum Append {
     Applied,
     /// No answer: send the identical entry again.
     Unknown,
+    /// This attempt is certainly not written, and the shard is still ours: the store had no room. Unless an earlier attempt
+    /// may have been, every operation of the entry is answered `NotApplied`; a peer's sequence stays where it was.
+    NotWritten,
     /// This writer lost its shard. `applied` tells what the store settled about the entry in flight.
     Lost {
         applied: Option<bool>,
     },
 }
+
+/// Who waited, and for what.
+pub type Answers = Vec<(Origin, Outcome)>;
 
 #[derive(Debug)]
 pub enum Effect {
@@ -58,32 +72,51 @@ pub enum Effect {
     },
     /// Look this idempotency key up in the store, then seal again.
     LookUp {
+        as_of: u64,
         hash: u64,
         counter: Id,
         key: Box<str>,
     },
     Append(Arc<Entry>),
-    /// The entry is durable: make it readable. Always before its answers.
-    Apply(Arc<Entry>),
-    Answer(Origin, Outcome),
+    /// Nothing is to be written, but answers rest on what this writer knows: make sure that the shard is still ours
+    /// now, and say [`Append::Applied`] or [`Append::Lost`], or [`Append::Unknown`] to be asked again.
+    Confirm,
+    /// The entry is durable: make it readable, before its answers. The slots are for [`Partials::apply_at`].
+    Apply(Arc<Entry>, Vec<u32>),
+    Answer(Answers),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    entry: Arc<Entry>,
+    slots: Vec<u32>,
+    marks: BTreeMap<u128, MarkState>,
+    /// Older marks go with this entry.
+    horizon_ms: Option<u64>,
+    answers: Answers,
+    /// An attempt had no answer: no later attempt that is not written says anything about it.
+    unsure: bool,
 }
 
 #[derive(Debug)]
 enum State {
     Idle,
-    InFlight {
-        entry: Arc<Entry>,
-        answers: Vec<(Origin, Outcome)>,
-    },
+    InFlight(Box<InFlight>),
+    /// Answers that need no entry. Another owner may have made them wrong.
+    Confirming(Answers),
     /// Lost its shard: answers nothing but `NotApplied`.
     Stopped,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct MarkState {
-    pub through: u64,
-    pub outcomes: VecDeque<(u64, Outcome)>,
+#[derive(Debug)]
+struct Queued {
+    op: Op,
+    /// Where its counter was when it was prepared.
+    slot: u32,
 }
+
+/// Before an operation is prepared.
+const NO_SLOT: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub struct Writer {
@@ -93,34 +126,15 @@ pub struct Writer {
     /// Idempotency records older than this are as if they were not there, in milliseconds.
     key_window_ms: u64,
     state: State,
-    queue: VecDeque<Op>,
+    queue: VecDeque<Queued>,
+    /// How many at the front of the queue are prepared.
+    prepared: usize,
     keys: Keys,
-    pub(super) marks: BTreeMap<u128, MarkState>,
-    /// Kept between entries for its memory only.
-    index: HashTable<u32>,
-}
-
-/// The entry being made.
-#[derive(Default)]
-struct Draft {
-    changes: Vec<Change>,
-    index: HashTable<u32>,
-    keys: Vec<KeyRecord>,
-    producers: BTreeSet<u128>,
-    answers: Vec<(Origin, Outcome)>,
-}
-
-impl Draft {
-    fn find(&self, hash: u64, id: &Id) -> Option<usize> {
-        self.index.find(hash, |&at| self.changes[at as usize].counter == *id).map(|&at| at as usize)
-    }
-
-    fn insert(&mut self, hash: u64, counter: &Id, partial: Partial) {
-        let at = u32::try_from(self.changes.len()).expect("an entry has at most ENTRY_OPS_MAX changes");
-        self.changes.push(Change { counter: counter.clone(), hash, partial });
-        let changes = &self.changes;
-        self.index.insert_unique(hash, at, |&at| changes[at as usize].hash);
-    }
+    marks: Marks,
+    /// Marks from before this are to go.
+    horizon_ms: Option<u64>,
+    /// Empty between events; kept for its memory.
+    draft: Draft,
 }
 
 impl Writer {
@@ -132,9 +146,11 @@ impl Writer {
             key_window_ms,
             state: State::Idle,
             queue: VecDeque::new(),
+            prepared: 0,
             keys: Keys::default(),
-            marks: BTreeMap::new(),
-            index: HashTable::new(),
+            marks: Marks::default(),
+            horizon_ms: None,
+            draft: Draft::default(),
         }
     }
 
@@ -148,40 +164,31 @@ impl Writer {
     }
 
     pub fn in_flight(&self) -> bool {
-        matches!(self.state, State::InFlight { .. })
+        matches!(self.state, State::InFlight(_))
     }
 
     pub fn stopped(&self) -> bool {
         matches!(self.state, State::Stopped)
     }
 
-    /// Whether the writer can decide about this key without a look-up.
-    pub fn knows_key(&self, hash: u64, counter: &Id, key: &str) -> bool {
-        self.keys.get(hash, counter, key).is_some()
-    }
-
-    /// The record of a key if the writer has one that no checkpoint holds yet.
+    /// The record of a key if a durable entry has one that no checkpoint holds yet.
     pub fn recent_key(&self, hash: u64, counter: &Id, key: &str) -> Option<&KeyRecord> {
-        self.keys.get(hash, counter, key).flatten()
+        self.keys.recent(hash, counter, key)
     }
 
-    /// What a checkpoint must hold besides partials.
+    /// What a checkpoint must hold besides partials and marks.
     pub fn key_records(&self) -> impl Iterator<Item = &KeyRecord> {
         self.keys.records()
     }
 
-    /// Idempotency records and look-ups held in memory.
+    /// Idempotency records that no checkpoint holds yet.
     pub fn keys_len(&self) -> usize {
         self.keys.len()
     }
 
+    /// All marks, for a checkpoint.
     pub fn marks(&self) -> Vec<Mark> {
-        self.marks.keys().map(|&producer| self.mark(producer)).collect()
-    }
-
-    fn mark(&self, producer: u128) -> Mark {
-        let state = &self.marks[&producer];
-        Mark { producer, through: state.through, outcomes: state.outcomes.iter().copied().collect() }
+        self.marks.to_marks()
     }
 
     /// After a replay: the next entry follows the last one read.
@@ -190,204 +197,174 @@ impl Writer {
     }
 
     pub(super) fn restore_key(&mut self, record: KeyRecord, seq: u64) {
-        self.keys.record(crate::counter::key_hash(record.counter.as_str()), record, seq);
+        self.keys.record(record, seq);
+    }
+
+    pub(super) fn restore_mark(&mut self, mark: Mark) {
+        self.marks.restore(mark);
     }
 
     /// Takes one event; what is to be done about it is appended to `effects`, to be carried out in order.
     pub fn step(&mut self, partials: &Partials, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Submit(op) if self.stopped() => answer(effects, op.origin, Outcome::NotApplied),
-            Event::Submit(op) => self.queue.push_back(op),
-            Event::LookedUp { hash, counter, key, record } => self.keys.looked_up(hash, &counter, &key, record),
+            Event::Submit(op) => effects.extend(self.submit(op)),
+            Event::Prepare => self.prepare(partials, effects),
+            Event::LookedUp { as_of, hash, counter, key, record } => {
+                self.keys.looked_up(as_of, hash, counter, key, record);
+            }
             Event::Seal { entry_id } if matches!(self.state, State::Idle) => self.seal(partials, entry_id, effects),
             Event::Seal { .. } => {}
             Event::Appended(result) => self.appended(result, effects),
             Event::Checkpointed { seq } => self.keys.checkpointed(seq),
+            Event::ExpireMarks { horizon_ms } => self.horizon_ms = Some(horizon_ms),
         }
+    }
+
+    /// Queues an operation; only a writer that lost its shard answers at once.
+    pub fn submit(&mut self, op: Op) -> Option<Effect> {
+        if self.stopped() {
+            return Some(Effect::Answer(vec![(op.origin, Outcome::NotApplied)]));
+        }
+        self.queue.push_back(Queued { op, slot: NO_SLOT });
+        None
+    }
+
+    fn prepare(&mut self, partials: &Partials, effects: &mut Vec<Effect>) {
+        for Queued { op, slot } in self.queue.range_mut(self.prepared..) {
+            match partials.find(op.hash, &op.counter) {
+                Some(found) => *slot = found,
+                None => effects.push(Effect::Load { hash: op.hash, counter: op.counter.clone() }),
+            }
+            if let Some(key) = &op.key
+                && self.keys.get(op.hash, &op.counter, key).is_none()
+            {
+                let (as_of, counter, key) = (self.keys.as_of(), op.counter.clone(), key.clone());
+                effects.push(Effect::LookUp { as_of, hash: op.hash, counter, key });
+            }
+        }
+        self.prepared = self.queue.len();
     }
 
     fn seal(&mut self, partials: &Partials, entry_id: u64, effects: &mut Vec<Effect>) {
-        let mut draft = Draft { index: std::mem::take(&mut self.index), ..Draft::default() };
-        for _ in 0..limits::ENTRY_OPS_MAX {
-            let Some(op) = self.queue.pop_front() else { break };
-            if let Err(needs) = self.plan(&mut draft, partials, &op) {
-                effects.push(needs);
-                self.queue.push_front(op);
-                break;
+        let (keys, marks) = (&self.keys, &self.marks);
+        let durable = Durable { partials, keys, marks, key_window_ms: self.key_window_ms };
+        self.draft.begin(self.next_seq);
+        while !self.draft.is_full()
+            && let Some(Queued { op, slot }) = self.queue.front()
+        {
+            match self.draft.judge(durable, op, *slot) {
+                Ok(verdict) => {
+                    let Some(Queued { op, .. }) = self.queue.pop_front() else { break };
+                    self.draft.take(durable, op, verdict);
+                    self.prepared = self.prepared.saturating_sub(1);
+                }
+                Err(needs) => {
+                    effects.push(needs);
+                    break;
+                }
             }
         }
-        let Draft { changes, mut index, keys, producers, answers } = draft;
-        index.clear();
-        self.index = index;
-        let marks: Vec<Mark> = producers.into_iter().map(|producer| self.mark(producer)).collect();
-        if changes.is_empty() && keys.is_empty() && marks.is_empty() {
-            // Nothing changed, and everything these answers rest on is durable already.
-            effects.extend(answers.into_iter().map(|(origin, outcome)| Effect::Answer(origin, outcome)));
+        if self.queue.is_empty() {
+            self.keys.forget_look_ups();
+        }
+        let Sealed { mut entry, slots, marks, answers } = self.draft.seal(self.shard, self.epoch, entry_id);
+        let horizon_ms = self.horizon_ms.take().filter(|&horizon_ms| self.marks.any_before(horizon_ms));
+        if let Some(horizon_ms) = horizon_ms {
+            entry.marks.insert(0, marks::horizon(horizon_ms));
+        }
+        if entry.is_empty() {
+            if !answers.is_empty() {
+                effects.push(Effect::Confirm);
+                self.state = State::Confirming(answers);
+            }
             return;
         }
-        let entry =
-            Entry { shard: self.shard, epoch: self.epoch, seq: self.next_seq, id: entry_id, changes, keys, marks };
-        let entry = Arc::new(entry);
         self.next_seq += 1;
+        let entry = Arc::new(entry);
         effects.push(Effect::Append(entry.clone()));
-        self.state = State::InFlight { entry, answers };
-    }
-
-    /// Decides one operation into the draft, or says what must be known first.
-    fn plan(&mut self, draft: &mut Draft, partials: &Partials, op: &Op) -> Result<(), Effect> {
-        if let Origin::Peer { producer, seq, acked } = op.origin {
-            if let Some(outcome) = self.repeated(producer, seq, acked) {
-                draft.answers.push((op.origin, outcome));
-                return Ok(());
-            }
-        }
-        let outcome = match self.replayed(op)? {
-            Some(outcome) => outcome,
-            None => self.change(draft, partials, op)?,
-        };
-        if let Origin::Peer { producer, seq, .. } = op.origin {
-            let state = self.marks.entry(producer).or_default();
-            state.through = seq;
-            state.outcomes.push_back((seq, outcome));
-            draft.producers.insert(producer);
-        }
-        draft.answers.push((op.origin, outcome));
-        Ok(())
-    }
-
-    /// The first outcome of a peer's operation that comes again, or a refusal when one before it is missing.
-    fn repeated(&mut self, producer: u128, seq: u64, acked: u64) -> Option<Outcome> {
-        let Some(state) = self.marks.get_mut(&producer) else {
-            return (seq != 1).then_some(Outcome::Refused(Refusal::Gap));
-        };
-        while state.outcomes.front().is_some_and(|&(seq, _)| seq <= acked) {
-            state.outcomes.pop_front();
-        }
-        if seq > state.through {
-            return (seq != state.through + 1).then_some(Outcome::Refused(Refusal::Gap));
-        }
-        let first = state.outcomes.iter().find(|&&(known, _)| known == seq);
-        // An outcome the producer acknowledged is forgotten here, and it will not listen to this answer.
-        Some(first.map_or(Outcome::Unknown, |&(_, outcome)| outcome))
-    }
-
-    /// The outcome of an operation whose idempotency key was seen within the window.
-    fn replayed(&self, op: &Op) -> Result<Option<Outcome>, Effect> {
-        let Some(key) = op.key.as_deref() else { return Ok(None) };
-        match self.keys.get(op.hash, &op.counter, key) {
-            None => Err(Effect::LookUp { hash: op.hash, counter: op.counter.clone(), key: key.into() }),
-            Some(Some(record)) if op.at_ms.saturating_sub(record.at_ms) <= self.key_window_ms => {
-                if record.action == Action::from(&op.kind) {
-                    Ok(Some(Outcome::Applied { value: record.value, replayed: true }))
-                } else {
-                    Ok(Some(Outcome::Refused(Refusal::KeyReused)))
-                }
-            }
-            Some(_) => Ok(None),
-        }
-    }
-
-    fn change(&mut self, draft: &mut Draft, partials: &Partials, op: &Op) -> Result<Outcome, Effect> {
-        let drafted = draft.find(op.hash, &op.counter);
-        let current = match drafted {
-            Some(at) => Some(&draft.changes[at].partial),
-            None => match partials.get(op.hash, &op.counter) {
-                Resident::Unloaded => return Err(Effect::Load { hash: op.hash, counter: op.counter.clone() }),
-                Resident::Missing => None,
-                Resident::Present(partial) => Some(partial),
-            },
-        };
-        let outcome = match decide(op, current) {
-            Err(refusal) => return Ok(Outcome::Refused(refusal)),
-            Ok(Decision::Nothing(outcome)) => outcome,
-            Ok(Decision::Value(value)) => {
-                // The common case touches an integer and clones nothing.
-                match drafted {
-                    Some(at) => draft.changes[at].partial.value = value,
-                    None => {
-                        let partial = Partial { value, seq: self.next_seq, ..current.cloned().unwrap_or_default() };
-                        draft.insert(op.hash, &op.counter, partial);
-                    }
-                }
-                Outcome::Applied { value, replayed: false }
-            }
-            Ok(Decision::Partial(partial)) => {
-                let (value, partial) = (partial.value, Partial { seq: self.next_seq, ..partial });
-                match drafted {
-                    Some(at) => draft.changes[at].partial = partial,
-                    None => draft.insert(op.hash, &op.counter, partial),
-                }
-                Outcome::Applied { value, replayed: false }
-            }
-        };
-        if let (Some(key), Outcome::Applied { value, .. }) = (&op.key, outcome) {
-            let (counter, key, action) = (op.counter.clone(), key.clone(), Action::from(&op.kind));
-            let record = KeyRecord { counter, key, action, value, at_ms: op.at_ms };
-            self.keys.record(op.hash, record.clone(), self.next_seq);
-            draft.keys.push(record);
-        }
-        Ok(outcome)
+        self.state = State::InFlight(Box::new(InFlight { entry, slots, marks, horizon_ms, answers, unsure: false }));
     }
 
     fn appended(&mut self, result: Append, effects: &mut Vec<Effect>) {
-        let State::InFlight { entry, answers } = std::mem::replace(&mut self.state, State::Idle) else { return };
-        match result {
-            Append::Applied => {
-                effects.push(Effect::Apply(entry));
-                effects.extend(answers.into_iter().map(|(origin, outcome)| Effect::Answer(origin, outcome)));
-            }
-            Append::Unknown => {
-                effects.push(Effect::Append(entry.clone()));
-                self.state = State::InFlight { entry, answers };
-            }
-            Append::Lost { applied } => {
+        let in_flight = match std::mem::replace(&mut self.state, State::Idle) {
+            State::InFlight(in_flight) => Some(in_flight),
+            State::Idle => None,
+            State::Confirming(answers) => return self.confirmed(result, answers, effects),
+            State::Stopped => {
                 self.state = State::Stopped;
-                if applied == Some(true) {
-                    effects.push(Effect::Apply(entry));
+                return;
+            }
+        };
+        match (in_flight, result) {
+            (in_flight, Append::Lost { applied }) => self.lost(in_flight, applied, effects),
+            (None, _) => {}
+            (Some(in_flight), Append::Applied) => {
+                for record in &in_flight.entry.keys {
+                    self.keys.record(record.clone(), in_flight.entry.seq);
                 }
-                for (origin, outcome) in answers {
-                    let settled = match applied {
-                        Some(true) => outcome,
-                        Some(false) => Outcome::NotApplied,
-                        None => Outcome::Unknown,
-                    };
-                    answer(effects, origin, settled);
+                if let Some(horizon_ms) = in_flight.horizon_ms {
+                    self.marks.expire(horizon_ms);
                 }
-                for op in self.queue.drain(..) {
-                    answer(effects, op.origin, Outcome::NotApplied);
-                }
+                self.marks.applied(in_flight.marks);
+                effects.push(Effect::Apply(in_flight.entry, in_flight.slots));
+                give(effects, in_flight.answers);
+            }
+            (Some(in_flight), Append::NotWritten) if !in_flight.unsure => {
+                self.next_seq = in_flight.entry.seq;
+                give(effects, all(in_flight.answers, Outcome::NotApplied));
+            }
+            (Some(mut in_flight), Append::Unknown | Append::NotWritten) => {
+                in_flight.unsure = true;
+                effects.push(Effect::Append(in_flight.entry.clone()));
+                self.state = State::InFlight(in_flight);
             }
         }
     }
-}
 
-fn answer(effects: &mut Vec<Effect>, origin: Origin, outcome: Outcome) {
-    effects.push(Effect::Answer(origin, outcome));
-}
-
-enum Decision {
-    Nothing(Outcome),
-    /// Only the value changes.
-    Value(i64),
-    Partial(Partial),
-}
-
-/// What an operation does to a partial: the whole meaning of a counter on one shard.
-fn decide(op: &Op, current: Option<&Partial>) -> Result<Decision, Refusal> {
-    let live = current.filter(|partial| !partial.removed);
-    let generation = current.map_or(0, |partial| partial.generation);
-    let born = Partial { created_at_ms: op.at_ms, generation, ..Partial::default() };
-    match &op.kind {
-        Kind::Add { amount, bounds } => {
-            let value = arithmetic::add(live.map_or(0, |partial| partial.value), *amount, *bounds)?;
-            Ok(if live.is_some() { Decision::Value(value) } else { Decision::Partial(Partial { value, ..born }) })
+    fn confirmed(&mut self, result: Append, answers: Answers, effects: &mut Vec<Effect>) {
+        match result {
+            Append::Applied => give(effects, answers),
+            Append::Unknown | Append::NotWritten => {
+                effects.push(Effect::Confirm);
+                self.state = State::Confirming(answers);
+            }
+            Append::Lost { .. } => {
+                give(effects, all(answers, Outcome::NotApplied));
+                self.lost(None, Some(false), effects);
+            }
         }
-        Kind::Create { .. } if live.is_some() => Err(Refusal::Exists),
-        Kind::Create { name } => Ok(Decision::Partial(Partial { name: name.clone(), ..born })),
-        Kind::Remove if live.is_none() => Ok(Decision::Nothing(Outcome::Applied { value: 0, replayed: false })),
-        Kind::Remove => {
-            Ok(Decision::Partial(Partial { generation: generation + 1, removed: true, ..Partial::default() }))
+    }
+
+    fn lost(&mut self, in_flight: Option<Box<InFlight>>, applied: Option<bool>, effects: &mut Vec<Effect>) {
+        self.state = State::Stopped;
+        if let Some(in_flight) = in_flight {
+            let answers = match applied {
+                Some(true) => {
+                    effects.push(Effect::Apply(in_flight.entry, in_flight.slots));
+                    in_flight.answers
+                }
+                Some(false) => all(in_flight.answers, Outcome::NotApplied),
+                // A peer sends again what has no answer, and learns its outcome from the next writer's marks.
+                None => {
+                    let mut answers = all(in_flight.answers, Outcome::Unknown);
+                    answers.retain(|(origin, _)| !matches!(origin, Origin::Peer { .. }));
+                    answers
+                }
+            };
+            give(effects, answers);
         }
-        Kind::Skip => Ok(Decision::Nothing(Outcome::NotApplied)),
+        self.prepared = 0;
+        give(effects, self.queue.drain(..).map(|queued| (queued.op.origin, Outcome::NotApplied)).collect());
+    }
+}
+
+fn all(mut answers: Answers, outcome: Outcome) -> Answers {
+    answers.iter_mut().for_each(|(_, each)| *each = outcome);
+    answers
+}
+
+fn give(effects: &mut Vec<Effect>, answers: Answers) {
+    if !answers.is_empty() {
+        effects.push(Effect::Answer(answers));
     }
 }

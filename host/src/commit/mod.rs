@@ -1,0 +1,362 @@
+//! Group commit for all shards of this node: the handle that everybody holds.
+//!
+//! Serving threads submit operations here and find the answers in their [`Inbox`]. [`driver`] is the one thread that
+//! owns the writers and writes the journal; [`checkpoint`] copies changed partials to their own rows so that the
+//! journal stays short. What an operation means is decided in [`crate::shard`], how bytes become durable in
+//! [`crate::store`].
+
+pub mod checkpoint;
+pub mod driver;
+pub mod inbox;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::counter::Id;
+use crate::limits;
+use crate::shard::entry::{KeyRecord, Mark};
+use crate::shard::{Op, Partials};
+use crate::store::{self, Store};
+
+pub use checkpoint::Checkpointer;
+pub use driver::Driver;
+pub use inbox::{Answer, Inbox, ticket};
+
+/// The state of one shard that other threads read. The journal position is `partials.applied()`, the number of resident
+/// counters `partials.len()`.
+#[derive(Debug)]
+pub struct Table {
+    pub partials: RwLock<Partials>,
+    /// Of the ownership that this node has; 0 before the first takeover.
+    pub epoch: AtomicU64,
+    /// Operations submitted and not yet answered.
+    pub queued: AtomicU32,
+    /// Bumped after entries were applied, for watches.
+    pub changed: watch::Sender<()>,
+}
+
+/// What a checkpoint needs of a writer. The partials are read from the table afterwards: newer ones do no harm.
+#[derive(Debug)]
+struct WriterState {
+    epoch: u64,
+    seq: u64,
+    keys: Vec<KeyRecord>,
+    marks: Vec<Mark>,
+}
+
+/// What other threads ask of the commit thread. It answers between two groups, so after everything submitted before.
+#[derive(Debug)]
+enum Control {
+    Snapshot {
+        shard: u32,
+        answer: oneshot::Sender<WriterState>,
+    },
+    /// A checkpoint taken under `epoch` is durable.
+    Checkpointed {
+        shard: u32,
+        epoch: u64,
+        seq: u64,
+        answer: oneshot::Sender<()>,
+    },
+    RecentKey {
+        shard: u32,
+        hash: u64,
+        counter: Id,
+        key: Box<str>,
+        answer: oneshot::Sender<Option<KeyRecord>>,
+    },
+    /// The store said so to somebody else.
+    StoreBroken(store::Error),
+    /// Look whether it is time to stop.
+    Wake,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    batches: Vec<Vec<Op>>,
+    control: Vec<Control>,
+    /// The commit thread is gone: nothing will be answered any more.
+    closed: bool,
+}
+
+/// Counters for `/metrics`; written by the commit and checkpoint threads only.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pub groups: AtomicU64,
+    pub entries: AtomicU64,
+    pub operations: AtomicU64,
+    pub recoveries: AtomicU64,
+    pub checkpoints: AtomicU64,
+    pub checkpoint_failures: AtomicU64,
+    pub evictions: AtomicU64,
+    /// Relaxed operations that were accepted and then not applied, because the store failed.
+    pub relaxed_lost: AtomicU64,
+    /// Time inside the store's durable write.
+    pub append_nanos: AtomicU64,
+    /// Idempotency records in memory, not yet in a checkpoint.
+    pub recent_keys: AtomicUsize,
+}
+
+/// Why operations are not taken. None of them was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    Full,
+    /// The store is being recovered.
+    Unavailable,
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub key_window: Duration,
+    /// Journal bytes read at once while taking over.
+    pub replay_bytes: usize,
+    /// Counters kept in memory per shard before clean ones are forgotten.
+    pub resident_max: usize,
+}
+
+/// The handle that everybody else holds.
+#[derive(Debug)]
+pub struct Commits {
+    queue: Mutex<Queue>,
+    wake: Notify,
+    /// Wakes the checkpointer.
+    checkpoint_due: Notify,
+    /// Checkpointers that still need the commit thread.
+    checkpointers: AtomicUsize,
+    /// Operations submitted and not yet answered by a group.
+    queued: AtomicUsize,
+    serving: AtomicBool,
+    stopped: AtomicBool,
+    ended: watch::Sender<bool>,
+    pub tables: Vec<Table>,
+    inboxes: Vec<Arc<Inbox>>,
+    pub stats: Stats,
+}
+
+impl Commits {
+    /// `inboxes` in the order in which tickets number them.
+    pub fn new(shards: u32, inboxes: Vec<Arc<Inbox>>) -> Self {
+        let table = || Table {
+            partials: RwLock::default(),
+            epoch: AtomicU64::new(0),
+            queued: AtomicU32::new(0),
+            changed: watch::Sender::new(()),
+        };
+        Self {
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            checkpoint_due: Notify::new(),
+            checkpointers: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            serving: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
+            tables: (0..shards).map(|_| table()).collect(),
+            inboxes,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Whether operations are taken now.
+    pub fn serving(&self) -> bool {
+        self.serving.load(Ordering::Acquire)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing more will be served: the node stops, or the commit thread ended by itself.
+    fn over(&self) -> bool {
+        self.stopped() || *self.ended.borrow()
+    }
+
+    /// Operations that wait to be journaled.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// Hands operations to the commit thread, all or none. Their answers come to the inbox that their tickets name. The
+    /// iterator runs on the caller's thread, outside the lock.
+    pub fn submit(&self, ops: impl ExactSizeIterator<Item = Op>) -> Result<(), Rejected> {
+        self.reserve(ops.len())?;
+        let refused = self.submit_reserved(&mut ops.collect());
+        if refused.is_empty() { Ok(()) } else { Err(self.rejected()) }
+    }
+
+    /// Takes room in the queue for operations that follow with [`Self::submit_reserved`].
+    pub fn reserve(&self, count: usize) -> Result<(), Rejected> {
+        if !self.serving() {
+            return Err(self.rejected());
+        }
+        if self.queued.fetch_add(count, Ordering::Relaxed) + count > limits::QUEUE_OPS_MAX {
+            self.queued.fetch_sub(count, Ordering::Relaxed);
+            return Err(Rejected::Full);
+        }
+        Ok(())
+    }
+
+    /// Hands over operations that room was reserved for, leaving `ops` empty. Returns those that are refused because the
+    /// node stopped serving meanwhile: all or none.
+    pub fn submit_reserved(&self, ops: &mut Vec<Op>) -> Vec<Op> {
+        let ops = std::mem::replace(ops, Vec::with_capacity(ops.len()));
+        if ops.is_empty() {
+            return ops;
+        }
+        for op in &ops {
+            self.tables[op.shard as usize].queued.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut queue = self.queue.lock();
+        if queue.closed || !self.serving() {
+            drop(queue);
+            self.release(&ops);
+            return ops;
+        }
+        queue.batches.push(ops);
+        drop(queue);
+        self.wake.notify_one();
+        Vec::new()
+    }
+
+    fn release(&self, ops: &[Op]) {
+        for op in ops {
+            self.tables[op.shard as usize].queued.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.queued.fetch_sub(ops.len(), Ordering::Relaxed);
+    }
+
+    fn rejected(&self) -> Rejected {
+        if self.over() { Rejected::Stopped } else { Rejected::Unavailable }
+    }
+
+    /// A control message for a thread that is gone is dropped, and whoever waits for its answer is told so by that.
+    fn control(&self, control: Control) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.control.push(control);
+            drop(queue);
+            self.wake.notify_one();
+        }
+    }
+
+    async fn snapshot(&self, shard: u32) -> Option<WriterState> {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::Snapshot { shard, answer });
+        answered.await.ok()
+    }
+
+    async fn checkpointed(&self, shard: u32, epoch: u64, seq: u64) {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::Checkpointed { shard, epoch, seq, answer });
+        let _ = answered.await;
+    }
+
+    /// The record of an idempotency key that no checkpoint holds yet. The answer comes after everything submitted before
+    /// is settled. `Ok(None)` followed by a look-up in the store that finds nothing, in this order, means: not applied.
+    pub async fn recent_key(
+        &self,
+        shard: u32,
+        hash: u64,
+        counter: Id,
+        key: &str,
+    ) -> Result<Option<KeyRecord>, Rejected> {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::RecentKey { shard, hash, counter, key: key.into(), answer });
+        answered.await.map_err(|_| self.rejected())
+    }
+
+    /// Takes no more operations, writes those that wait and a last checkpoint, and lets the threads end.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.serving.store(false, Ordering::Release);
+        self.checkpoint_due.notify_one();
+        self.control(Control::Wake);
+    }
+
+    /// Waits until the commit thread ended: after [`Self::stop`], or because the data is damaged.
+    pub async fn ended(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+}
+
+/// The threads behind a [`Commits`].
+#[derive(Debug)]
+pub struct Threads {
+    commit: JoinHandle<Result<(), store::Error>>,
+    checkpoint: JoinHandle<()>,
+}
+
+/// Starts the commit and the checkpoint thread. Returns when every shard is taken over and served.
+pub fn spawn(commits: &Arc<Commits>, store: &Arc<dyn Store>, settings: Settings) -> Result<Threads, store::Error> {
+    let (started, start) = std::sync::mpsc::channel();
+    // Made here, so that the commit thread cannot end before it is counted.
+    let checkpointer = Checkpointer::new(commits.clone(), store.clone(), settings.key_window);
+    let (of_commit, its_store) = (commits.clone(), store.clone());
+    let commit = thread("quipu-commit", move |runtime| {
+        prefer_this_thread();
+        runtime.block_on(async move {
+            let driver = match Driver::start(of_commit, its_store, settings).await {
+                Ok(driver) => driver,
+                Err(why) => {
+                    // The receiver waits until this is sent.
+                    let _ = started.send(Err(why));
+                    return Ok(());
+                }
+            };
+            let _ = started.send(Ok(()));
+            driver.run().await
+        })
+    })?;
+    start.recv().unwrap_or_else(|_| Err(panicked("commit")))?;
+    let checkpoint = thread("quipu-checkpoint", move |runtime| runtime.block_on(checkpointer.run()))?;
+    Ok(Threads { commit, checkpoint })
+}
+
+impl Threads {
+    /// Waits for both threads; [`Commits::stop`] makes them end. An error: the commit thread ended by itself, because the data on
+    /// disk is damaged or was taken by another process. The process should exit then.
+    pub fn join(self) -> Result<(), store::Error> {
+        self.checkpoint.join().map_err(|_| panicked("checkpoint"))?;
+        self.commit.join().unwrap_or_else(|_| Err(panicked("commit")))
+    }
+}
+
+fn panicked(thread: &str) -> store::Error {
+    store::Error::Broken(format!("the {thread} thread panicked"))
+}
+
+/// Every request waits for the commit thread, so it should run as soon as its write is done. Most systems allow this to
+/// privileged processes only; without it everything works, a little slower when cores are scarce.
+fn prefer_this_thread() {
+    if rustix::process::setpriority_process(None, COMMIT_NICENESS).is_err() {
+        tracing::debug!("the commit thread keeps the usual priority");
+    }
+}
+
+/// Of the commit thread, where the system allows it.
+const COMMIT_NICENESS: i32 = -10;
+
+/// A named thread with a runtime of its own, because a store may block inside its futures.
+fn thread<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce(tokio::runtime::Runtime) -> T + Send + 'static,
+) -> Result<JoinHandle<T>, store::Error> {
+    let refused = |why: std::io::Error| store::Error::Refused(format!("cannot start the thread {name}: {why}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
+    std::thread::Builder::new().name(name.into()).spawn(move || run(runtime)).map_err(refused)
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
