@@ -2,9 +2,15 @@
 //! and `conformance` holds every implementation to it.
 //!
 //! Whoever drives a store calls [`Store::append`] from one place; everything else may run beside it. An implementation
-//! may block its thread inside these futures when the work is a local disk's: the driver has a thread of its own.
+//! may block its thread inside these futures when the work is a local disk's: the driver has a thread of its own, and
+//! long work (checkpoints, lists, expiry) belongs on one that may block.
+//!
+//! Next: `embedded` for a single process, `memory` for tests.
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod embedded;
+mod log;
 pub mod memory;
 
 use std::sync::Arc;
@@ -32,7 +38,8 @@ pub enum Appended {
     Applied,
     /// The store cannot tell. The identical entry may be sent again.
     Unknown,
-    /// Another owner has a higher epoch. `applied` tells whether this very entry got in before.
+    /// Not written now: the shard has another epoch, or another entry is at this sequence or missing before it.
+    /// `applied` tells whether this very entry got in before; None when a checkpoint has covered its place since.
     Fenced { applied: Option<bool> },
 }
 
@@ -42,12 +49,26 @@ pub struct Checkpoint {
     pub shard: u32,
     pub epoch: u64,
     pub seq: u64,
-    /// Partials changed since the checkpoint before; values may be newer than `seq`, never older.
+    /// Partials changed since the checkpoint before. Values may be newer than `seq`, never older; all must be durable in
+    /// the journal.
     pub partials: Vec<(Id, Partial)>,
     /// Idempotency records since the checkpoint before.
     pub keys: Vec<KeyRecord>,
     /// All marks.
     pub marks: Vec<Mark>,
+}
+
+impl Checkpoint {
+    /// About how many bytes it takes in a store.
+    pub fn bytes(&self) -> u64 {
+        let partials =
+            self.partials.iter().map(|(id, partial)| id.as_str().len() + partial.name.as_deref().map_or(0, str::len));
+        let keys = self.keys.iter().map(|record| 2 * (record.counter.as_str().len() + record.key.len()));
+        let marks = self.marks.iter().map(|mark| 16 * mark.outcomes.len());
+        let (rows, bytes) =
+            partials.chain(keys).chain(marks).fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes));
+        (bytes + rows * 64) as u64
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +90,8 @@ pub enum Error {
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Makes this process the owner of `shard`: returns an epoch above all before, after which no append under an
-    /// older epoch can be applied.
+    /// Makes this process the owner of `shard`: returns an epoch above all before, durably, after which no append under
+    /// an older epoch can be applied. Every call raises it.
     async fn raise(&self, shard: u32) -> Result<Raised, Error>;
 
     /// Entries of `shard` after `seq`, in order, at most about `bytes_max` of them (at least one, if there is any).
@@ -79,10 +100,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Appends one entry each of several shards, in one durable write where the store can. Answers one result per entry,
     /// in order. `Err(NotApplied)`: none is written. `Err(Broken)`: each is unknown.
+    ///
+    /// An entry goes in if its epoch is the shard's and its sequence the next one. The identical entry (same shard, epoch,
+    /// sequence and id) sent again is written once and answered `Applied`; a fenced entry keeps no other one out.
     async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error>;
 
-    /// Writes checkpoints, all or none, durable when it answers; afterwards the journal up to there may be dropped. Ignored for a
-    /// shard whose epoch is higher by now.
+    /// Writes checkpoints, all or none, durable when it answers; afterwards the journal up to there may be dropped. One
+    /// is ignored if its shard's epoch is another by now, or a later checkpoint was written; the same one again changes
+    /// nothing. `Err(NotApplied)`: nothing was written, and everything goes on. `Err(Broken)`: it may be durable or not.
     async fn checkpoint(&self, checkpoints: Vec<Checkpoint>) -> Result<(), Error>;
 
     /// What the last checkpoint holds of a counter.
@@ -91,14 +116,16 @@ pub trait Store: Send + Sync + 'static {
     /// What the last checkpoint holds of an idempotency key.
     async fn load_key(&self, shard: u32, counter: &Id, key: &str) -> Result<Option<KeyRecord>, Error>;
 
-    /// Drops idempotency records from before `before_ms` (milliseconds since 1970), at most `limit`. Returns how many.
+    /// Drops checkpointed idempotency records from before `before_ms` (milliseconds since 1970), at most `limit`. Returns
+    /// how many; fewer than `limit` means that none is left. Not durable by itself: what comes back is dropped again.
     async fn expire_keys(&self, before_ms: u64, limit: usize) -> Result<usize, Error>;
 
-    /// Checkpointed counters with this prefix, after `after`, ascending by id in an order of the store's own: up to `limit` ids, each with its
-    /// partials. Removed partials are included.
+    /// Checkpointed counters with this prefix, after `after`, ascending in [`list_order`]: up to `limit` ids, each with its
+    /// partials by shard. Removed partials are included.
     async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error>;
 
-    /// A small value of the registry's or a plugin's: `space` keeps them apart. Reads see every answered write.
+    /// A small value of the registry's or a plugin's: `space` keeps them apart. Reads see every answered write. Space and
+    /// key have at most `VALUE_KEY_BYTES_MAX` bytes together, a value `VALUE_BYTES_MAX`.
     async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error>;
 
     /// Durable when it answers.
@@ -110,7 +137,9 @@ pub trait Store: Send + Sync + 'static {
     /// Values of a space whose key starts with `prefix`, in key order, at most `limit`.
     async fn scan(&self, space: &str, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error>;
 
-    /// After `Broken` (or `NotApplied`): closes, opens again, verifies. Then every shard must be raised and read anew.
+    /// After `Broken`, or when the store is not open: closes, opens again, verifies. Then every shard must be raised and
+    /// read anew; no append under an epoch from before is applied. When it fails, the store is not open, and it may be
+    /// called again.
     async fn recover(&self) -> Result<(), Error>;
 
     /// Bytes of journal that no checkpoint covers. The driver takes a checkpoint when they are many.
