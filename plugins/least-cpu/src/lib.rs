@@ -1,0 +1,97 @@
+//! The idler a shard's owner, the more additions it gets. The default.
+//!
+//! At every refresh the policy asks `metrics.shard-cpu` for the CPU use of each shard's owner and keeps a weight per
+//! shard: the idle share of that CPU. Until the next refresh each addition draws among its candidates with these
+//! weights. An owner that is 90 % idle gets nine times as much as one that is 10 % idle, not everything: nodes that
+//! see the same figures do not all turn to the same owner. Shards of one owner have the same weight and share evenly.
+//!
+//! An owner whose CPU use is not known counts as half idle. A busy one still gets 1/100 of what an idle one gets.
+//!
+//! `config`: none; leave it empty.
+//!
+//! Use it when owners differ in power or in other load. It spreads a counter over all its candidates: where one shard
+//! suffices, `rendezvous` keeps partials fewer; where queues, not CPUs, are the bottleneck, take `two-choices`.
+
+#![cfg_attr(target_family = "wasm", no_std)]
+
+extern crate alloc;
+
+use alloc::{string::String, vec::Vec};
+
+use quipu_selection::{Random, Request, Selection, View, metrics, no_config, selection};
+
+/// The weight of an owner that is wholly idle.
+const IDLE: f64 = 100.0;
+/// The weight of an owner whose CPU use is not known.
+const UNKNOWN: u32 = 50;
+
+#[derive(Default)]
+pub struct LeastCpu {
+    /// By shard number.
+    weights: Vec<u32>,
+    random: Random,
+}
+
+selection!(LeastCpu);
+
+impl Selection for LeastCpu {
+    fn configure(config: &str) -> Result<Self, String> {
+        no_config(config).map(|()| Self::default())
+    }
+
+    fn refresh(&mut self, view: &View) {
+        self.random.stir(view);
+        self.weights.clear();
+        self.weights.extend(view.shards.iter().map(|shard| weight(metrics::shard_cpu(shard.shard))));
+    }
+
+    fn select(&mut self, request: &Request) -> u32 {
+        let weight = |&shard: &u32| self.weights.get(shard as usize).copied().unwrap_or(UNKNOWN);
+        let total = request.candidates.iter().map(weight).sum();
+        let mut drawn = self.random.below(request.key_hash, total);
+        for shard in &request.candidates {
+            match drawn.checked_sub(weight(shard)) {
+                Some(rest) => drawn = rest,
+                None => return *shard,
+            }
+        }
+        request.first()
+    }
+}
+
+/// From 1 (busy) to 100 (idle).
+fn weight(cpu: Option<f64>) -> u32 {
+    match cpu {
+        Some(cpu) if !cpu.is_nan() => ((1.0 - cpu) * IDLE).clamp(1.0, IDLE) as u32,
+        _ => UNKNOWN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quipu_selection::testing::request;
+
+    fn shares(cpus: &[Option<f64>], candidates: &[u32]) -> Vec<u32> {
+        let weights = cpus.iter().map(|&cpu| weight(cpu)).collect();
+        let mut policy = LeastCpu { weights, random: Random::default() };
+        let mut shares = vec![0; 8];
+        (0..10_000).for_each(|_| shares[policy.select(&request(7, candidates)) as usize] += 1);
+        shares
+    }
+
+    #[test]
+    fn shares_follow_idle_cpu() {
+        let shares = shares(&[Some(0.1), Some(0.9), Some(0.1)], &[0, 1]);
+        assert!((8_800..9_200).contains(&shares[0]) && shares[0] + shares[1] == 10_000, "{shares:?}");
+    }
+
+    #[test]
+    fn unknown_is_half_idle_and_busy_is_never_nothing() {
+        assert_eq!([None, Some(f64::NAN), Some(0.5)].map(weight), [50; 3]);
+        assert_eq!([Some(-1.0), Some(0.0), Some(1.0), Some(7.0), Some(f64::INFINITY)].map(weight), [100, 100, 1, 1, 1]);
+        let shares = shares(&[], &[6, 7]);
+        assert!((4_800..5_200).contains(&shares[6]), "{shares:?}");
+        assert_eq!(LeastCpu::default().select(&request(7, &[])), 0);
+    }
+}

@@ -1,0 +1,16 @@
+;; Exports the interfaces of both worlds.
+(module
+  (memory (export "memory") 2)
+  ;; Every string and list goes to one place; the last one written is the list that the call is about.
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+  (func (export "quipu:policy/selector@1.0.0#configure") (param i32 i32) (result i32) i32.const 0)
+  (func (export "quipu:policy/selector@1.0.0#refresh") (param i64 i32 i32))
+  (func (export "quipu:policy/selector@1.0.0#select") (param i32 i32 i64 i64 i32 i32) (result i32)
+    (i32.load (local.get 4)))
+  (func (export "quipu:policy/aggregator@1.0.0#configure") (param i32 i32) (result i32) i32.const 0)
+  (func (export "quipu:policy/aggregator@1.0.0#refresh") (param i64 i32 i32))
+  ;; Discriminant 0: all.
+  (func (export "quipu:policy/aggregator@1.0.0#plan") (param i32 i32 i64 i32 i32 i32) (result i32) i32.const 0)
+  ;; Ok, and a total of zero.
+  (func (export "quipu:policy/aggregator@1.0.0#combine") (param i32 i32) (result i32) i32.const 0)
+)

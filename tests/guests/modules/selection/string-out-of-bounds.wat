@@ -1,0 +1,12 @@
+;; The text of its error lies outside its memory.
+(module
+  (memory (export "memory") 2)
+  ;; An error; its text begins at 2 GiB and has 16 bytes.
+  (data (i32.const 16) "\01\00\00\00" "\00\00\00\80" "\10\00\00\00")
+  ;; Every string and list goes to one place; the last one written is the list that the call is about.
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+  (func (export "quipu:policy/selector@1.0.0#configure") (param i32 i32) (result i32) i32.const 16)
+  (func (export "quipu:policy/selector@1.0.0#refresh") (param i64 i32 i32))
+  (func (export "quipu:policy/selector@1.0.0#select") (param i32 i32 i64 i64 i32 i32) (result i32)
+    (i32.load (local.get 4)))
+)
