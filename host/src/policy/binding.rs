@@ -1,0 +1,69 @@
+//! A binding: a revision with the config and the grants of one rule. Instances belong to bindings.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::imports::Grants;
+use super::limits;
+use super::revision::{Rejected, Revision};
+use super::state::Node;
+
+/// Dropping the last `Arc` frees its instances: on the pool at once, on each serving thread at its next view change.
+pub struct Binding {
+    pub revision: Arc<Revision>,
+    pub config: String,
+    pub grants: Grants,
+    /// Never reused in this process.
+    pub id: u64,
+    /// Its place in each thread's table; reused after it is gone.
+    pub(super) seat: usize,
+    pub(super) node: Arc<Node>,
+    seats: Arc<Mutex<Seats>>,
+}
+
+impl Binding {
+    pub(super) fn new(
+        revision: &Arc<Revision>,
+        config: &str,
+        grants: Grants,
+        node: &Arc<Node>,
+        seats: &Arc<Mutex<Seats>>,
+    ) -> Result<Self, Rejected> {
+        let (id, seat) = seats.lock().take().ok_or(Rejected::TooManyBindings)?;
+        let (revision, config) = (revision.clone(), config.to_owned());
+        Ok(Self { revision, config, grants, id, seat, node: node.clone(), seats: seats.clone() })
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        self.revision.pooled.forget(self.id);
+        self.seats.lock().free.push(self.seat);
+    }
+}
+
+impl std::fmt::Debug for Binding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Binding").field("id", &self.id).field("revision", &self.revision).finish_non_exhaustive()
+    }
+}
+
+/// Hands out small numbers, so that a thread finds its instance by an index.
+#[derive(Debug, Default)]
+pub(super) struct Seats {
+    free: Vec<usize>,
+    made: usize,
+    last_id: u64,
+}
+
+impl Seats {
+    fn take(&mut self) -> Option<(u64, usize)> {
+        let seat = self.free.pop().or_else(|| {
+            self.made += 1;
+            (self.made <= limits::BINDINGS_MAX).then_some(self.made - 1)
+        })?;
+        self.last_id += 1;
+        Some((self.last_id, seat))
+    }
+}

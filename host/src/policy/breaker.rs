@@ -1,0 +1,421 @@
+//! The circuit breaker of one revision on this node: when calls keep failing, the native choice answers for a while
+//! without asking.
+//!
+//! [`Machine`] is pure: time is passed in. [`Breaker`] puts it behind one atomic word, so that a healthy policy costs
+//! one relaxed load and takes no lock.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Opens after this many failures without a success between them.
+    pub consecutive_failures_max: u32,
+    /// Opens after this many failures within `window`, successes or not: a policy that fails now and then costs a new
+    /// instance each time.
+    pub window_failures_max: u32,
+    pub window: Duration,
+    /// The first pause; each failed probe doubles it up to `backoff_max`.
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+    /// So many successes in a row after a pause close it.
+    pub probes: u32,
+    /// The opening of this number puts the policy in quarantine: it stays open until an operator releases it. With the
+    /// default pauses a policy that never answers well is there after about four minutes of calls.
+    pub openings_max: u32,
+    /// An opening is forgotten with all before it when no other followed for this long. Longer than `backoff_max`, or
+    /// none would count.
+    pub openings_window: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            consecutive_failures_max: 5,
+            window_failures_max: 20,
+            window: Duration::from_secs(10),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(30),
+            probes: 3,
+            openings_max: 16,
+            openings_window: Duration::from_secs(600),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Closed,
+    Open,
+    HalfOpen,
+    /// Open until an operator releases it.
+    Quarantined,
+}
+
+/// The state machine. Times are since any fixed moment and must not go back.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    settings: Settings,
+    state: State,
+    consecutive_failures: u32,
+    window_start: Duration,
+    window_failures: u32,
+    open_until: Duration,
+    backoff: Duration,
+    /// Openings that count towards quarantine, and when the last was.
+    openings: u32,
+    last_opening: Duration,
+    /// Successes of this half-open phase, and whether a probe is under way.
+    probes_passed: u32,
+    probe_since: Option<Duration>,
+}
+
+impl Machine {
+    pub fn new(settings: Settings) -> Self {
+        let backoff = settings.backoff_min;
+        Self {
+            settings,
+            state: State::Closed,
+            consecutive_failures: 0,
+            window_start: Duration::ZERO,
+            window_failures: 0,
+            open_until: Duration::ZERO,
+            backoff,
+            openings: 0,
+            last_opening: Duration::ZERO,
+            probes_passed: 0,
+            probe_since: None,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether a call may go through now. While half open, one at a time.
+    pub fn admit(&mut self, now: Duration) -> bool {
+        if self.state == State::Open && now >= self.open_until {
+            self.state = State::HalfOpen;
+            self.probes_passed = 0;
+            self.probe_since = None;
+        }
+        match self.state {
+            State::Closed => true,
+            State::Open | State::Quarantined => false,
+            State::HalfOpen => {
+                // A probe whose result never came (its caller went away) does not block the next for ever.
+                let free = self.probe_since.is_none_or(|since| now >= since + self.backoff);
+                if free {
+                    self.probe_since = Some(now);
+                }
+                free
+            }
+        }
+    }
+
+    pub fn succeeded(&mut self, _now: Duration) {
+        self.consecutive_failures = 0;
+        if self.state == State::HalfOpen {
+            self.probe_since = None;
+            self.probes_passed += 1;
+            if self.probes_passed >= self.settings.probes {
+                self.state = State::Closed;
+                self.window_failures = 0;
+                self.backoff = self.settings.backoff_min;
+            }
+        }
+    }
+
+    pub fn failed(&mut self, now: Duration) {
+        match self.state {
+            // A call that began before it opened.
+            State::Open | State::Quarantined => {}
+            State::HalfOpen => {
+                self.backoff = (self.backoff * 2).min(self.settings.backoff_max);
+                self.open(now);
+            }
+            State::Closed => {
+                if now >= self.window_start + self.settings.window {
+                    self.window_start = now;
+                    self.window_failures = 0;
+                }
+                self.window_failures += 1;
+                self.consecutive_failures += 1;
+                if self.consecutive_failures >= self.settings.consecutive_failures_max
+                    || self.window_failures >= self.settings.window_failures_max
+                {
+                    self.open(now);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, now: Duration) {
+        if now >= self.last_opening + self.settings.openings_window {
+            self.openings = 0;
+        }
+        self.openings += 1;
+        self.last_opening = now;
+        self.state = if self.openings >= self.settings.openings_max { State::Quarantined } else { State::Open };
+        self.open_until = now + self.backoff;
+        self.consecutive_failures = 0;
+        self.probe_since = None;
+    }
+
+    /// An operator trusts it again: closed, and nothing is remembered.
+    pub fn release(&mut self) {
+        *self = Self::new(self.settings.clone());
+    }
+
+    /// Nothing to remember: no failure since the last success, and closed.
+    fn quiet(&self) -> bool {
+        self.state == State::Closed && self.consecutive_failures == 0
+    }
+}
+
+/// What [`Breaker::admit`] answers, to be handed back with the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Closed and quiet: a success need not be told.
+    Quiet,
+    /// A success must be told.
+    Watched,
+    Refused,
+}
+
+#[derive(Debug)]
+pub struct Breaker {
+    /// 0 while the machine is quiet.
+    busy: AtomicU32,
+    machine: Mutex<Machine>,
+    start: std::time::Instant,
+}
+
+impl Breaker {
+    pub fn new(settings: Settings) -> Self {
+        Self { busy: AtomicU32::new(0), machine: Mutex::new(Machine::new(settings)), start: std::time::Instant::now() }
+    }
+
+    pub fn admit(&self) -> Admission {
+        if self.busy.load(Ordering::Relaxed) == 0 {
+            return Admission::Quiet;
+        }
+        match self.machine.lock().admit(self.start.elapsed()) {
+            true => Admission::Watched,
+            false => Admission::Refused,
+        }
+    }
+
+    pub fn succeeded(&self, admission: Admission) {
+        if admission == Admission::Watched {
+            self.tell(|machine, now| machine.succeeded(now));
+        }
+    }
+
+    pub fn failed(&self) {
+        self.tell(|machine, now| machine.failed(now));
+    }
+
+    /// Ends a quarantine, or the pause of an open breaker.
+    pub fn release(&self) {
+        self.tell(|machine, _| machine.release());
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Machine, Duration)) {
+        let mut machine = self.machine.lock();
+        what(&mut machine, self.start.elapsed());
+        self.busy.store(u32::from(!machine.quiet()), Ordering::Relaxed);
+    }
+
+    pub fn state(&self) -> State {
+        self.machine.lock().state()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn fail_until_open(machine: &mut Machine, now: Duration) {
+        for _ in 0..Settings::default().consecutive_failures_max {
+            assert!(machine.admit(now));
+            machine.failed(now);
+        }
+        assert_eq!(machine.state(), State::Open);
+    }
+
+    #[test]
+    fn opens_after_consecutive_failures_and_probes_one_at_a_time() {
+        let mut machine = Machine::new(Settings::default());
+        fail_until_open(&mut machine, ms(0));
+        assert!(!machine.admit(ms(99)));
+        assert!(machine.admit(ms(100)), "the first probe");
+        assert!(!machine.admit(ms(100)), "one at a time");
+        for n in 1..=3 {
+            machine.succeeded(ms(100 + n));
+            assert_eq!(machine.state() == State::Closed, n == 3);
+            assert!(machine.admit(ms(100 + n)));
+        }
+    }
+
+    #[test]
+    fn a_failed_probe_doubles_the_pause_up_to_the_maximum() {
+        let mut machine = Machine::new(Settings::default());
+        fail_until_open(&mut machine, ms(0));
+        let mut now = ms(0);
+        for pause in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+            assert!(!machine.admit(now + ms(pause - 1)), "{pause}");
+            now += ms(pause);
+            assert!(machine.admit(now), "{pause}");
+            machine.failed(now);
+        }
+    }
+
+    #[test]
+    fn a_lost_probe_does_not_block_for_ever() {
+        let mut machine = Machine::new(Settings::default());
+        fail_until_open(&mut machine, ms(0));
+        assert!(machine.admit(ms(100)));
+        assert!(!machine.admit(ms(199)));
+        assert!(machine.admit(ms(200)));
+    }
+
+    #[test]
+    fn failures_between_successes_use_up_the_window() {
+        let mut machine = Machine::new(Settings::default());
+        for n in 0..20 {
+            assert_eq!(machine.state(), State::Closed, "after {n}");
+            machine.succeeded(ms(n));
+            machine.failed(ms(n));
+        }
+        assert_eq!(machine.state(), State::Open);
+    }
+
+    /// Fails every probe as soon as it is admitted, until it is quarantined; how many openings that took, and when.
+    fn fail_until_quarantined(machine: &mut Machine) -> (u32, Duration) {
+        let (mut openings, mut now) = (1, ms(0));
+        fail_until_open(machine, now);
+        while machine.state() != State::Quarantined {
+            now = machine.open_until;
+            assert!(machine.admit(now));
+            machine.failed(now);
+            openings += 1;
+        }
+        (openings, now)
+    }
+
+    #[test]
+    fn repeated_openings_end_in_quarantine_until_it_is_released() {
+        let mut machine = Machine::new(Settings::default());
+        let (openings, now) = fail_until_quarantined(&mut machine);
+        assert_eq!(openings, Settings::default().openings_max);
+        assert!((200..300).contains(&now.as_secs()), "{now:?}");
+        machine.succeeded(now);
+        machine.failed(now);
+        assert!(!machine.admit(now + Duration::from_secs(100_000)), "no time releases it");
+        machine.release();
+        assert_eq!(machine.state(), State::Closed);
+        assert!(machine.admit(now + ms(1)));
+        fail_until_open(&mut machine, now + ms(1));
+    }
+
+    #[test]
+    fn a_policy_that_recovers_and_fails_again_soon_is_quarantined_too() {
+        let settings = Settings::default();
+        let openings = |pause: Duration| {
+            let (mut machine, mut now) = (Machine::new(settings.clone()), ms(0));
+            (0..100)
+                .take_while(|_| {
+                    fail_or_quarantine(&mut machine, now);
+                    let open = machine.state() == State::Open;
+                    now += settings.backoff_max;
+                    for _ in 0..settings.probes {
+                        if machine.admit(now) {
+                            machine.succeeded(now);
+                        }
+                    }
+                    now += pause;
+                    open
+                })
+                .count()
+        };
+        assert_eq!(openings(Duration::from_secs(60)), 15, "the sixteenth");
+        assert_eq!(openings(settings.openings_window), 100, "openings that are far apart are no repetition");
+    }
+
+    fn fail_or_quarantine(machine: &mut Machine, now: Duration) {
+        while machine.state() == State::Closed {
+            machine.failed(now);
+        }
+    }
+
+    #[test]
+    fn the_fast_path_sees_quarantine_and_release() {
+        let settings = Settings { openings_max: 1, backoff_min: Duration::ZERO, ..Settings::default() };
+        let breaker = Breaker::new(settings);
+        (0..5).for_each(|_| breaker.failed());
+        assert_eq!((breaker.state(), breaker.admit()), (State::Quarantined, Admission::Refused));
+        breaker.release();
+        assert_eq!((breaker.state(), breaker.admit()), (State::Closed, Admission::Quiet));
+    }
+
+    #[test]
+    fn the_fast_path_opens_and_closes_with_the_machine() {
+        let breaker = Breaker::new(Settings { backoff_min: Duration::ZERO, probes: 1, ..Settings::default() });
+        assert_eq!(breaker.admit(), Admission::Quiet);
+        breaker.failed();
+        assert_eq!(breaker.admit(), Admission::Watched);
+        breaker.succeeded(Admission::Watched);
+        assert_eq!(breaker.admit(), Admission::Quiet);
+        (0..5).for_each(|_| breaker.failed());
+        assert_eq!(breaker.state(), State::Open);
+        let probe = breaker.admit();
+        assert_eq!(probe, Admission::Watched, "no pause: it probes at once");
+        breaker.succeeded(probe);
+        assert_eq!((breaker.admit(), breaker.state()), (Admission::Quiet, State::Closed));
+    }
+
+    proptest! {
+        /// Whatever happens: while open nothing passes before the pause ends, the pause keeps its bounds, and a policy
+        /// that has become healthy is closed again within a bounded time, once it is released from quarantine.
+        #[test]
+        fn it_always_recovers_and_never_hammers(events in prop::collection::vec((0u64..5_000, 0u8..3), 0..200)) {
+            let settings = Settings::default();
+            let mut machine = Machine::new(settings.clone());
+            let mut now = Duration::ZERO;
+            for (step, what) in events {
+                now += ms(step);
+                let was_open = machine.state() == State::Open && now < machine.open_until;
+                let admitted = machine.admit(now);
+                prop_assert!(!(was_open && admitted));
+                match what {
+                    0 if admitted => machine.succeeded(now),
+                    1 if admitted => machine.failed(now),
+                    _ => {}
+                }
+                prop_assert!(machine.backoff >= settings.backoff_min && machine.backoff <= settings.backoff_max);
+                prop_assert!(machine.open_until <= now + settings.backoff_max);
+            }
+            if machine.state() == State::Quarantined {
+                prop_assert!(!machine.admit(now + 10 * settings.backoff_max));
+                machine.release();
+            }
+            for _ in 0..4 {
+                now += settings.backoff_max;
+                if machine.admit(now) {
+                    machine.succeeded(now);
+                }
+            }
+            prop_assert_eq!(machine.state(), State::Closed);
+        }
+    }
+}

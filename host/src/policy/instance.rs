@@ -1,0 +1,292 @@
+//! One instance of a policy: its store and its typed functions, inline (plain calls) or pooled (asynchronous ones).
+//!
+//! Requests are lowered from borrowed data, so the host allocates nothing for a call. After any fault of the guest the
+//! instance must be dropped: its memory may be in any state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use wasmtime::component::{ComponentNamedList, Instance as Linked, Lift, Lower, TypedFunc};
+use wasmtime::{Store, UpdateDeadline};
+
+use super::binding::Binding;
+use super::fault::{Fault, Kind};
+use super::imports::log;
+use super::revision::{CombineCall, Configure, Exports, PlanCall, Refresh, SelectCall};
+use super::state::State;
+use super::view::{Partial, Plan, Read, Select, View};
+
+/// An instance could not be made.
+#[derive(Debug)]
+pub(super) enum Unready {
+    Fault(Fault),
+    /// The guest's `configure` answered with this error.
+    Config(String),
+}
+
+impl From<Fault> for Unready {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Unready> for Fault {
+    fn from(unready: Unready) -> Self {
+        match unready {
+            Unready::Fault(fault) => fault,
+            Unready::Config(text) => Fault::new(Kind::Refused, format!("configure: {text}")),
+        }
+    }
+}
+
+type Function<Call> = TypedFunc<<Call as Pair>::Params, <Call as Pair>::Return>;
+
+trait Pair {
+    type Params;
+    type Return;
+}
+
+impl<P, R> Pair for (P, R) {
+    type Params = P;
+    type Return = R;
+}
+
+#[derive(Clone, Copy)]
+enum Functions {
+    Selection { select: Function<SelectCall<'static>> },
+    Aggregation { plan: Function<PlanCall<'static>>, combine: Function<CombineCall<'static>> },
+}
+
+pub(super) struct Instance {
+    store: Store<State>,
+    configure: Function<Configure>,
+    refresh: Function<Refresh<'static>>,
+    functions: Functions,
+    /// Which publication of the view it was refreshed with last; 0 for none.
+    pub generation: u64,
+}
+
+impl Instance {
+    /// Instantiates and configures on this thread, within CPU time.
+    pub fn new(binding: &Binding) -> Result<Self, Unready> {
+        let mut store = store(binding);
+        store.epoch_deadline_callback(|mut context| {
+            context.data_mut().tick()?;
+            Ok(UpdateDeadline::Continue(1))
+        });
+        let linked = binding.revision.pre.instantiate(&mut store);
+        let mut instance = Self::linked(binding, store, linked)?;
+        let (configure, config) = (instance.configure, (binding.config.clone(),));
+        let answer = configure.call(&mut instance.store, config);
+        instance.configured(answer)
+    }
+
+    /// The same on the pool; whoever awaits it limits its wall time.
+    pub async fn new_async(binding: &Binding) -> Result<Self, Unready> {
+        let mut store = store(binding);
+        store.epoch_deadline_async_yield_and_update(1);
+        let linked = binding.revision.pre.instantiate_async(&mut store).await;
+        let mut instance = Self::linked(binding, store, linked)?;
+        let (configure, config) = (instance.configure, (binding.config.clone(),));
+        let answer = configure.call_async(&mut instance.store, config).await;
+        instance.configured(answer)
+    }
+
+    fn linked(binding: &Binding, mut store: Store<State>, linked: wasmtime::Result<Linked>) -> Result<Self, Unready> {
+        let found = linked.and_then(|linked| {
+            Ok(match &binding.revision.exports {
+                Exports::Selection { configure, refresh, select } => (
+                    linked.get_typed_func(&mut store, configure)?,
+                    linked.get_typed_func(&mut store, refresh)?,
+                    Functions::Selection { select: linked.get_typed_func(&mut store, select)? },
+                ),
+                Exports::Aggregation { configure, refresh, plan, combine } => (
+                    linked.get_typed_func(&mut store, configure)?,
+                    linked.get_typed_func(&mut store, refresh)?,
+                    Functions::Aggregation {
+                        plan: linked.get_typed_func(&mut store, plan)?,
+                        combine: linked.get_typed_func(&mut store, combine)?,
+                    },
+                ),
+            })
+        });
+        match found {
+            Ok((configure, refresh, functions)) => Ok(Self { store, configure, refresh, functions, generation: 0 }),
+            Err(error) => Err(store.data().classify(&error).into()),
+        }
+    }
+
+    fn configured(self, answer: wasmtime::Result<(Result<(), String>,)>) -> Result<Self, Unready> {
+        match answer {
+            Ok((Ok(()),)) => {
+                self.store.data().shared.stats.instance_made();
+                Ok(self)
+            }
+            Ok((Err(text),)) => {
+                let max = self.store.data().shared.limits.error_text_bytes;
+                Err(Unready::Config(log::cut(&text, max).to_owned()))
+            }
+            Err(error) => Err(self.store.data().classify(&error).into()),
+        }
+    }
+
+    /// Hands the view over. `generation` is that of its publication.
+    pub fn refresh(&mut self, view: &Arc<View>, generation: u64) -> Result<(), Fault> {
+        self.begin_refresh(view, generation);
+        let refresh: Function<Refresh<'_>> = self.refresh;
+        let answer = refresh.call(&mut self.store, (view.record(),));
+        self.end(answer)
+    }
+
+    pub async fn refresh_async(&mut self, view: &Arc<View>, generation: u64) -> Result<(), Fault> {
+        self.begin_refresh(view, generation);
+        let refresh: Function<Refresh<'_>> = self.refresh;
+        let answer = refresh.call_async(&mut self.store, (view.record(),)).await;
+        self.end(answer)
+    }
+
+    fn begin_refresh(&mut self, view: &Arc<View>, generation: u64) {
+        self.begin(self.store.data().shared.limits.deadline_refresh);
+        self.store.data_mut().view = view.clone();
+        self.generation = generation;
+    }
+
+    pub fn select(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
+        let Functions::Selection { select } = self.functions else { return Err(wrong_world()) };
+        let shard = self.call::<SelectCall<'_>>(select, (*request,))?.0;
+        chosen(shard, request.candidates)
+    }
+
+    pub async fn select_async(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
+        let Functions::Selection { select } = self.functions else { return Err(wrong_world()) };
+        let shard = self.call_async::<SelectCall<'_>>(select, (*request,)).await?.0;
+        chosen(shard, request.candidates)
+    }
+
+    pub fn plan(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
+        let Functions::Aggregation { plan, .. } = self.functions else { return Err(wrong_world()) };
+        let plan = self.call::<PlanCall<'_>>(plan, (*request,))?.0;
+        planned(plan, request.shards)
+    }
+
+    pub async fn plan_async(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
+        let Functions::Aggregation { plan, .. } = self.functions else { return Err(wrong_world()) };
+        let plan = self.call_async::<PlanCall<'_>>(plan, (*request,)).await?.0;
+        planned(plan, request.shards)
+    }
+
+    pub fn combine(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
+        let Functions::Aggregation { combine, .. } = self.functions else { return Err(wrong_world()) };
+        let answer = self.call::<CombineCall<'_>>(combine, (partials,))?.0;
+        self.combined(answer.map(i128::from))
+    }
+
+    pub async fn combine_async(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
+        let Functions::Aggregation { combine, .. } = self.functions else { return Err(wrong_world()) };
+        let answer = self.call_async::<CombineCall<'_>>(combine, (partials,)).await?.0;
+        self.combined(answer.map(i128::from))
+    }
+
+    fn combined(&self, answer: Result<i128, String>) -> Result<i128, Fault> {
+        let max = self.store.data().shared.limits.error_text_bytes;
+        answer.map_err(|text| Fault::new(Kind::Refused, log::cut(&text, max)))
+    }
+
+    fn call<Call: Pair>(&mut self, function: Function<Call>, params: Call::Params) -> Result<Call::Return, Fault>
+    where
+        Call::Params: ComponentNamedList + Lower,
+        Call::Return: ComponentNamedList + Lift,
+    {
+        self.begin(self.store.data().shared.limits.deadline_inline);
+        let answer = function.call(&mut self.store, params);
+        self.end(answer)
+    }
+
+    async fn call_async<Call: Pair>(
+        &mut self,
+        function: Function<Call>,
+        params: Call::Params,
+    ) -> Result<Call::Return, Fault>
+    where
+        Call::Params: ComponentNamedList + Lower,
+        Call::Return: ComponentNamedList + Lift + 'static,
+    {
+        self.begin(Duration::ZERO);
+        let answer = function.call_async(&mut self.store, params).await;
+        self.end(answer)
+    }
+
+    /// The limit is of CPU time and holds for inline calls; pooled ones are timed from outside.
+    fn begin(&mut self, limit: Duration) {
+        self.store.set_epoch_deadline(1);
+        self.store.data_mut().begin(limit);
+    }
+
+    fn end<T>(&self, answer: wasmtime::Result<T>) -> Result<T, Fault> {
+        answer.map_err(|error| self.store.data().classify(&error))
+    }
+}
+
+fn store(binding: &Binding) -> Store<State> {
+    let revision = &binding.revision;
+    let state = State::new(&binding.node, &revision.shared, binding.grants, revision.memory_bytes_max());
+    let mut store = Store::new(revision.pre.engine(), state);
+    store.limiter(|state| &mut state.account);
+    store.set_hostcall_fuel(revision.shared.limits.host_call_bytes);
+    store.set_epoch_deadline(1);
+    store.data_mut().begin(revision.shared.limits.deadline_configure_inline);
+    store
+}
+
+fn chosen(shard: u32, candidates: &[u32]) -> Result<u32, Fault> {
+    if candidates.contains(&shard) {
+        return Ok(shard);
+    }
+    let shown = &candidates[..candidates.len().min(8)];
+    Err(Fault::new(Kind::NotACandidate, format!("select answered {shard}; the candidates begin {shown:?}")))
+}
+
+/// A plan names shards of the request, each once: one named twice would count twice.
+fn planned(plan: Plan, shards: &[u32]) -> Result<Plan, Fault> {
+    if let Plan::Only(only) = &plan {
+        if only.len() > shards.len() {
+            let text = format!("plan named {} shards of {}", only.len(), shards.len());
+            return Err(Fault::new(Kind::NotACandidate, text));
+        }
+        let mut sorted: SmallVec<[u32; 64]> = only.iter().copied().collect();
+        sorted.sort_unstable();
+        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        if let Some(shard) = twice {
+            return Err(Fault::new(Kind::NotACandidate, format!("plan named shard {shard} twice")));
+        }
+        let mut known: SmallVec<[u32; 64]> = shards.iter().copied().collect();
+        known.sort_unstable();
+        if let Some(shard) = sorted.iter().find(|shard| known.binary_search(shard).is_err()) {
+            return Err(Fault::new(
+                Kind::NotACandidate,
+                format!("plan named shard {shard}, which is not the counter's"),
+            ));
+        }
+    }
+    Ok(plan)
+}
+
+fn wrong_world() -> Fault {
+    Fault::new(Kind::Unavailable, "the rule asks a question of the other world")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_names_known_shards_once() {
+        let detail = |only: &[u32]| planned(Plan::Only(only.to_vec()), &[4, 2, 9]).map_err(|fault| fault.detail);
+        assert_eq!(detail(&[9, 4]), Ok(Plan::Only(vec![9, 4])));
+        assert_eq!(detail(&[]), Ok(Plan::Only(vec![])));
+        assert!(detail(&[3]).is_err_and(|text| text.contains("shard 3")));
+        assert!(detail(&[4, 4]).is_err_and(|text| text.contains("twice")));
+        assert!(detail(&[1, 2, 3, 4]).is_err_and(|text| text.contains("4 shards of 3")));
+    }
+}

@@ -1,0 +1,357 @@
+//! What the host keeps for one instance: its memory account, its clock, what is left of its call's budget, and what its
+//! imports need. It is the data of the instance's store; `imports` implements the interfaces on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rand::RngCore;
+use wasi_rand::SeedableRng;
+use wasmtime::component::ResourceTable;
+use wasmtime::{ResourceLimiter, Trap};
+use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
+
+use super::breaker::Breaker;
+use super::fault::{Fault, Kind};
+use super::imports::log::{self, Lines};
+use super::imports::{Backend, Grants};
+use super::limits::{self, Limits};
+use super::stats::Stats;
+use super::view::{Published, View};
+
+/// What all instances of the node share.
+pub(super) struct Node {
+    pub enabled: AtomicBool,
+    /// Something was asked since the clock last looked.
+    pub asked: Arc<AtomicBool>,
+    pub published: Published,
+    /// Bits of an f64, 0.0 to 1.0.
+    cpu: AtomicU64,
+    pub budget: Arc<Budget>,
+    pub backend: Option<Arc<dyn Backend>>,
+}
+
+impl Node {
+    pub fn new(enabled: bool, memory_bytes: usize, backend: Option<Arc<dyn Backend>>) -> Self {
+        Self {
+            enabled: AtomicBool::new(enabled),
+            asked: Arc::new(AtomicBool::new(true)),
+            published: Published::new(),
+            cpu: AtomicU64::new(0f64.to_bits()),
+            budget: Arc::new(Budget { left_bytes: AtomicUsize::new(memory_bytes) }),
+            backend,
+        }
+    }
+
+    /// Another node for a dry run: with this one's memory and clock, and nothing else of it.
+    pub fn aside(&self, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            enabled: AtomicBool::new(true),
+            asked: self.asked.clone(),
+            published: Published::new(),
+            cpu: AtomicU64::new(self.cpu().to_bits()),
+            budget: self.budget.clone(),
+            backend: Some(backend),
+        }
+    }
+
+    pub fn cpu(&self) -> f64 {
+        f64::from_bits(self.cpu.load(Ordering::Relaxed))
+    }
+
+    pub fn set_cpu(&self, cpu: f64) {
+        self.cpu.store(cpu.to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// Linear memory that all instances of the node may still take.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left_bytes: AtomicUsize,
+}
+
+impl Budget {
+    fn take(&self, bytes: usize) -> bool {
+        let take = |left: usize| left.checked_sub(bytes);
+        self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What all instances of one revision share. Instances hold it, never the revision itself, which holds instances.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub name: String,
+    pub digest: String,
+    pub limits: Limits,
+    pub stats: Stats,
+    pub breaker: Breaker,
+    pub lines: Lines,
+}
+
+/// Why the host ends a call. The error that the guest's call then returns carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Stop {
+    #[error("it used up its {0:?} of CPU time")]
+    Deadline(Duration),
+    #[error("it made more than {0} host calls in one call")]
+    HostCalls(u32),
+    #[error("it asked the registry or the storage more than {0} times in one call")]
+    IoCalls(u32),
+    #[error("it waits for something, which a policy that runs inline may not")]
+    Waits,
+}
+
+/// Counts the memory and tables of one instance against its limits.
+pub(super) struct Account {
+    memory_bytes_max: usize,
+    table_elements_max: usize,
+    core_instances_max: usize,
+    memory_bytes: usize,
+    table_elements: usize,
+    /// Taken by the growth that is under way.
+    growing_bytes: usize,
+    /// Refused something during this call.
+    pub denied: bool,
+    budget: Arc<Budget>,
+    shared: Arc<Shared>,
+}
+
+impl ResourceLimiter for Account {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let bytes = desired.saturating_sub(current);
+        self.growing_bytes = 0;
+        if self.memory_bytes.saturating_add(bytes) > self.memory_bytes_max || !self.budget.take(bytes) {
+            self.denied = true;
+            return Ok(false);
+        }
+        self.growing_bytes = bytes;
+        self.memory_bytes += bytes;
+        self.shared.stats.memory(self.memory_bytes);
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_bytes -= self.growing_bytes;
+        self.budget.give_back(std::mem::take(&mut self.growing_bytes));
+        Ok(())
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let elements = desired.saturating_sub(current);
+        if self.table_elements.saturating_add(elements) > self.table_elements_max {
+            self.denied = true;
+            return Ok(false);
+        }
+        self.table_elements += elements;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.core_instances_max
+    }
+
+    fn tables(&self) -> usize {
+        self.core_instances_max
+    }
+
+    fn memories(&self) -> usize {
+        self.core_instances_max
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.budget.give_back(self.memory_bytes);
+    }
+}
+
+/// The deadline of an inline call, in CPU time of its thread. Nothing is read while the call stays within one tick.
+#[derive(Debug, Default)]
+struct Clock {
+    limit: Duration,
+    /// The thread's CPU time at the first tick that this call saw.
+    since: Option<Duration>,
+}
+
+impl Clock {
+    /// A tick came while the guest ran. Wall time proves nothing: the thread may not have run at all meanwhile.
+    fn tick(&mut self, now: Duration) -> Result<(), Stop> {
+        match self.since {
+            None => self.since = Some(now),
+            Some(since) if now.saturating_sub(since) + limits::TICK / 4 >= self.limit => {
+                return Err(Stop::Deadline(self.limit));
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// CPU time that the calling thread has used since it began.
+pub(super) fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
+pub(super) struct State {
+    wasi: WasiCtx,
+    pub table: ResourceTable,
+    pub account: Account,
+    clock: Clock,
+    pub host_calls_left: u32,
+    pub io_calls_left: u32,
+    pub view: Arc<View>,
+    pub node: Arc<Node>,
+    pub shared: Arc<Shared>,
+    pub grants: Grants,
+}
+
+impl State {
+    pub fn new(node: &Arc<Node>, shared: &Arc<Shared>, grants: Grants, memory_bytes_max: usize) -> Self {
+        let limits = &shared.limits;
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(limits::RESOURCES_MAX);
+        Self {
+            wasi: nothing_granted(shared),
+            table,
+            account: Account {
+                memory_bytes_max,
+                table_elements_max: limits.table_elements,
+                core_instances_max: limits.core_instances,
+                memory_bytes: 0,
+                table_elements: 0,
+                growing_bytes: 0,
+                denied: false,
+                budget: node.budget.clone(),
+                shared: shared.clone(),
+            },
+            clock: Clock::default(),
+            host_calls_left: limits.host_calls,
+            io_calls_left: limits.io_calls,
+            view: node.published.load(),
+            node: node.clone(),
+            shared: shared.clone(),
+            grants,
+        }
+    }
+
+    /// A call begins: its budget is whole again.
+    pub fn begin(&mut self, limit: Duration) {
+        // Read first: the line is written once per tick, not once per call.
+        if !self.node.asked.load(Ordering::Relaxed) {
+            self.node.asked.store(true, Ordering::Relaxed);
+        }
+        self.clock = Clock { limit, since: None };
+        self.host_calls_left = self.shared.limits.host_calls;
+        self.io_calls_left = self.shared.limits.io_calls;
+        self.account.denied = false;
+    }
+
+    /// The epoch clock ticked during an inline call.
+    pub fn tick(&mut self) -> Result<(), Stop> {
+        self.node.asked.store(true, Ordering::Relaxed);
+        self.clock.tick(thread_cpu())
+    }
+
+    /// One host call of any interface.
+    pub fn host_call(&mut self) -> Result<(), Stop> {
+        let left = self.host_calls_left.checked_sub(1).ok_or(Stop::HostCalls(self.shared.limits.host_calls))?;
+        self.host_calls_left = left;
+        Ok(())
+    }
+
+    /// One call of `registry` or `storage`.
+    pub fn io_call(&mut self) -> Result<(), Stop> {
+        self.host_call()?;
+        let left = self.io_calls_left.checked_sub(1).ok_or(Stop::IoCalls(self.shared.limits.io_calls))?;
+        self.io_calls_left = left;
+        Ok(())
+    }
+
+    /// Names the fault that ended a call with this error.
+    pub fn classify(&self, error: &wasmtime::Error) -> Fault {
+        let cause = error.root_cause().to_string();
+        let kind = match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
+            (Some(Stop::Deadline(_)), _) | (_, Some(Trap::Interrupt)) => Kind::Deadline,
+            (Some(Stop::HostCalls(_) | Stop::IoCalls(_)), _) => Kind::HostCalls,
+            // The runtime does not export the type of this error.
+            _ if cause.contains("fuel allocated for hostcalls") => Kind::HostCalls,
+            _ if self.account.denied => Kind::Memory,
+            _ => Kind::Trap,
+        };
+        let detail = match error.downcast_ref::<I32Exit>() {
+            Some(I32Exit(code)) => format!("it exited with code {code}"),
+            None if kind == Kind::Memory => format!("it was refused memory or table elements; then: {cause}"),
+            None => cause,
+        };
+        Fault::new(kind, log::cut(&detail, self.shared.limits.error_text_bytes))
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// WASI with clocks and random numbers, and nothing else: no files, network, environment or arguments. What the guest
+/// prints goes where its log lines go. Random numbers come from a seed of this instance.
+fn nothing_granted(shared: &Arc<Shared>) -> WasiCtx {
+    let mut seed = [0; 32];
+    rand::rng().fill_bytes(&mut seed);
+    let generator = |stream: u8| {
+        let mut seed = seed;
+        seed[0] ^= stream;
+        wasi_rand::rngs::StdRng::from_seed(seed)
+    };
+    let (low, _) = seed.split_at(16);
+    WasiCtx::builder()
+        .secure_random(generator(1))
+        .insecure_random(generator(2))
+        .insecure_random_seed(u128::from_le_bytes(low.try_into().expect("16 bytes")))
+        .max_random_size(limits::RANDOM_BYTES_MAX)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .stdout(log::Output::new(shared.clone(), log::Level::Info))
+        .stderr(log::Output::new(shared.clone(), log::Level::Error))
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_does_not_run_does_not_use_its_deadline() {
+        let ms = Duration::from_millis;
+        let mut clock = Clock { limit: ms(1), since: None };
+        assert_eq!(clock.tick(ms(500)), Ok(()), "the first tick only looks at the clock");
+        for _ in 0..100 {
+            assert_eq!(clock.tick(ms(500)), Ok(()), "ticks pass, the thread does not run");
+        }
+        assert_eq!(clock.tick(ms(501)), Err(Stop::Deadline(ms(1))));
+    }
+
+    #[test]
+    fn the_thread_clock_advances_with_work() {
+        let start = thread_cpu();
+        let mut x = 1u64;
+        while thread_cpu() <= start {
+            x = std::hint::black_box(x.wrapping_mul(3));
+        }
+        assert!(thread_cpu() - start < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_budget_of_the_node_is_given_back() {
+        let budget = Budget { left_bytes: AtomicUsize::new(10) };
+        assert!(budget.take(7) && !budget.take(4) && budget.take(3));
+        budget.give_back(10);
+        assert!(budget.take(10));
+    }
+}
