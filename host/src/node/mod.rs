@@ -1,0 +1,145 @@
+//! The node: how one request goes its way through rules, policies, shard writers and tables.
+//!
+//! `worker` is what each serving thread owns; `write` and `read` are the two ways; `rules` changes what governs them. No
+//! protocol lives here: `http` parses and answers.
+
+pub mod list;
+pub mod operations;
+pub mod plugins;
+pub mod read;
+pub mod rollout;
+pub mod rules;
+pub mod slots;
+pub mod totals;
+pub mod watch;
+pub mod worker;
+pub mod write;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+
+use crate::commit::Commits;
+use crate::counter::{self, Candidates, Id};
+use crate::error::Error;
+use crate::limits;
+use crate::policy;
+use crate::registry::{self, History};
+use crate::store::Store;
+pub use rules::{ActiveRule, RuleTable};
+pub use worker::Worker;
+
+/// What all serving threads share.
+pub struct Node {
+    pub id: String,
+    pub shards: u32,
+    pub began: Instant,
+    pub key_window: Duration,
+    pub store: Arc<dyn Store>,
+    pub commits: Arc<Commits>,
+    pub policies: Arc<policy::Engine>,
+    pub catalog: Arc<policy::Catalog>,
+    pub stats: Stats,
+    rules: ArcSwap<RuleTable>,
+    /// Rises after each change of `rules`, so that a serving thread sees by one load whether its own are still right.
+    rules_generation: AtomicU64,
+    /// Held while rules change, so that changes are one after the other.
+    registry: tokio::sync::Mutex<Registry>,
+    /// Held while a plugin is uploaded or removed.
+    uploading: tokio::sync::Mutex<()>,
+    /// Places for uploads whose bytes are in memory.
+    uploads: Arc<tokio::sync::Semaphore>,
+    totals: totals::Totals,
+}
+
+struct Registry {
+    local: registry::local::Local,
+    histories: BTreeMap<String, History>,
+}
+
+/// For `/metrics`.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// CPU use of this node in millionths, as last sampled.
+    pub cpu_micros: AtomicU64,
+    pub connections: AtomicUsize,
+    pub watches: AtomicUsize,
+    /// Relaxed operations that were answered and then not taken, because the node stopped serving in between.
+    pub relaxed_lost: AtomicU64,
+}
+
+pub struct Settings {
+    pub id: String,
+    pub key_window: Duration,
+}
+
+impl Node {
+    /// Reads the rules and binds their policies. A rule whose policy cannot be bound any more stops the start, since
+    /// counting under another rule than the one that was set would be worse.
+    pub async fn new(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        commits: Arc<Commits>,
+        policies: Arc<policy::Engine>,
+        catalog: Arc<policy::Catalog>,
+    ) -> Result<Self, Error> {
+        let local = registry::local::Local::new(store.clone());
+        let histories = local.load().await?;
+        let node = Self {
+            id: settings.id,
+            shards: u32::try_from(commits.tables.len()).map_err(Error::internal)?,
+            began: Instant::now(),
+            key_window: settings.key_window,
+            store,
+            commits,
+            policies,
+            catalog,
+            stats: Stats::default(),
+            rules: ArcSwap::default(),
+            rules_generation: AtomicU64::new(0),
+            registry: tokio::sync::Mutex::new(Registry { local, histories }),
+            uploading: tokio::sync::Mutex::default(),
+            uploads: Arc::new(tokio::sync::Semaphore::new(limits::UPLOADS_MAX)),
+            totals: totals::Totals::default(),
+        };
+        node.load_rules().await?;
+        Ok(node)
+    }
+
+    pub fn rules(&self) -> arc_swap::Guard<Arc<RuleTable>> {
+        self.rules.load()
+    }
+
+    /// Takes operations and has finished its start.
+    pub fn ready(&self) -> bool {
+        self.commits.serving()
+    }
+
+    /// Every shard that may hold a partial of the counter, the home shard first.
+    fn read_set(&self, id: &Id, hash: u64) -> Candidates {
+        counter::candidates(hash, self.shards, self.rules.load().spread_of_reads(id.as_str()))
+    }
+
+    /// Runs store work that may touch the disk away from the serving thread.
+    pub(crate) async fn off_thread<T, F>(
+        self: &Arc<Self>,
+        work: impl FnOnce(Arc<Self>) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let work = work(self.clone());
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(work)).await.map_err(Error::internal)?
+    }
+}
+
+/// Milliseconds since 1970; 0 on a clock set before that. Kept as creation and key times, never trusted for safety.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,193 @@
+//! Plugins that were uploaded: kept in the store, loaded at the start, removed when no rule uses them.
+//!
+//! A revision is its bytes; its name is their digest. The bytes are written in chunks before the record that makes them a
+//! revision, so one that is listed is whole. What a component may be is decided in `policy`.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Node, now_ms};
+use crate::error::{Error, Kind};
+use crate::limits;
+use crate::policy::{Engine, Revision, admission, builtin, catalog, revision};
+use crate::store::Store;
+
+/// Records by `name/digest`.
+const RECORDS: &str = "plugins";
+/// Chunks by `digest/number`.
+const CHUNKS: &str = "plugin-bytes";
+/// What an operator has switched.
+const SWITCHES: &str = "switches";
+
+/// What the store keeps of a revision besides its bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    size_bytes: usize,
+    uploaded_at_ms: u64,
+    admission: admission::Report,
+    /// Detached Ed25519 signature of the bytes, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signature: Option<String>,
+}
+
+/// What an upload led to.
+pub struct Uploaded {
+    pub revision: Arc<Revision>,
+    pub admission: admission::Report,
+    /// False: these bytes were there already.
+    pub new: bool,
+}
+
+fn record_key(name: &str, digest: &str) -> String {
+    format!("{name}/{digest}")
+}
+
+fn chunk_key(digest: &str, number: usize) -> String {
+    format!("{digest}/{number:08}")
+}
+
+fn rejected(why: impl std::fmt::Display) -> Error {
+    Error::new(Kind::PluginRejected, format!("Nothing was stored: {why}."))
+}
+
+impl Node {
+    /// Admits a component, stores it and makes it the newest revision of its name. Durable when it answers; rules go on
+    /// with the revisions that they name.
+    pub async fn upload(&self, name: &str, bytes: &[u8], signature: Option<&str>) -> Result<Uploaded, Error> {
+        if builtin::find(name).is_some() {
+            let why = format!("The name {name:?} belongs to a policy that comes with Quipu; choose another.");
+            return Err(Error::new(Kind::PluginNameTaken, why));
+        }
+        self.policies.trust().check(bytes, signature).map_err(rejected)?;
+        let digest = revision::digest(bytes);
+        // One after the other: compiling is the work of a core, and two uploads of one name must not cross.
+        let _one = self.uploading.lock().await;
+        if let Some(record) = self.record(name, &digest).await? {
+            let known = self.catalog.get(name, Some(&digest)).map_err(Error::internal)?;
+            return Ok(Uploaded { revision: known, admission: record.admission, new: false });
+        }
+        let (revision, admission) = admission::admit(&self.policies, name, bytes).map_err(rejected)?;
+        let record = Record {
+            size_bytes: bytes.len(),
+            uploaded_at_ms: now_ms(),
+            admission,
+            signature: signature.map(Into::into),
+        };
+        for (number, chunk) in bytes.chunks(limits::PLUGIN_CHUNK_BYTES).enumerate() {
+            self.store.put(CHUNKS, &chunk_key(&digest, number), chunk).await?;
+        }
+        let text = serde_json::to_vec(&record).map_err(Error::internal)?;
+        self.store.put(RECORDS, &record_key(name, &digest), &text).await?;
+        let revision = self.catalog.register(revision).map_err(rejected)?;
+        Ok(Uploaded { revision, admission: record.admission, new: true })
+    }
+
+    /// Removes a revision that no rule uses.
+    pub async fn remove_plugin(&self, name: &str, digest: &str) -> Result<(), Error> {
+        let _one = self.uploading.lock().await;
+        if builtin::find(name).is_some() {
+            let why = format!("{name:?} comes with Quipu and cannot be deleted.");
+            return Err(Error::new(Kind::PluginInUse, why));
+        }
+        self.catalog.get(name, Some(digest)).map_err(missing)?;
+        let used: Vec<String> = self
+            .rules()
+            .list()
+            .iter()
+            .filter(|active| active.uses(digest))
+            .map(|active| format!("{:?}", active.rule.prefix))
+            .collect();
+        if !used.is_empty() {
+            let why = format!("The rules {} use this revision; change them first.", used.join(", "));
+            return Err(Error::new(Kind::PluginInUse, why));
+        }
+        let record = self.record(name, digest).await?;
+        self.store.delete(RECORDS, &record_key(name, digest)).await?;
+        self.catalog.remove(name, digest).map_err(missing)?;
+        // The same bytes may live on under another name.
+        let elsewhere = self.catalog.list().iter().any(|revision| revision.digest() == digest);
+        if let Some(record) = record.filter(|_| !elsewhere) {
+            for number in 0..record.size_bytes.div_ceil(limits::PLUGIN_CHUNK_BYTES) {
+                self.store.delete(CHUNKS, &chunk_key(digest, number)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What admission found, for revisions that were uploaded.
+    pub async fn admission(&self, name: &str, digest: &str) -> Result<Option<admission::Report>, Error> {
+        Ok(self.record(name, digest).await?.map(|record| record.admission))
+    }
+
+    /// A place among the few uploads whose bytes may be in memory at once.
+    pub fn place_for_upload(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, Error> {
+        self.uploads.clone().try_acquire_owned().map_err(|_| {
+            Error::new(
+                Kind::QueueFull,
+                "Several plugins are being uploaded already; nothing was stored. Try again in a moment.",
+            )
+        })
+    }
+
+    /// Turns all policies off or on, on this node, until it is done again. Durable when it answers.
+    pub async fn switch_policies(&self, enabled: bool) -> Result<(), Error> {
+        self.policies.set_enabled(enabled);
+        tracing::warn!("policies are switched {}", if enabled { "on" } else { "off: native choices answer" });
+        Ok(self.store.put(SWITCHES, "policies", if enabled { b"on" } else { b"off" }).await?)
+    }
+
+    async fn record(&self, name: &str, digest: &str) -> Result<Option<Record>, Error> {
+        let stored = self.store.get(RECORDS, &record_key(name, digest)).await?;
+        stored.map(|text| serde_json::from_slice(&text).map_err(Error::internal)).transpose()
+    }
+}
+
+/// Whether an operator has switched policies off.
+pub async fn switched_off(store: &dyn Store) -> Result<bool, Error> {
+    Ok(store.get(SWITCHES, "policies").await?.is_some_and(|value| value == b"off"))
+}
+
+/// Loads every stored revision into the catalog, in the order of their uploads. One that cannot be loaded is left out with an
+/// error in the log; rules that name it count under the default policy until it is back.
+pub async fn load_stored(store: &dyn Store, engine: &Arc<Engine>, catalog: &catalog::Catalog) -> Result<(), Error> {
+    let rows = store.scan(RECORDS, "", crate::policy::limits::REVISIONS_MAX).await?;
+    let mut records = Vec::new();
+    for (key, text) in rows {
+        let record: Record = serde_json::from_slice(&text)
+            .map_err(|why| Error::internal(format!("the record of the plugin {key:?} is not readable: {why}")))?;
+        records.push((key, record));
+    }
+    records.sort_by_key(|(_, record)| record.uploaded_at_ms);
+    for (key, record) in records {
+        if let Err(why) = load_one(store, engine, catalog, &key, &record).await {
+            tracing::error!("the plugin {key} is not loaded: {why}");
+        }
+    }
+    Ok(())
+}
+
+async fn load_one(
+    store: &dyn Store,
+    engine: &Arc<Engine>,
+    catalog: &catalog::Catalog,
+    key: &str,
+    record: &Record,
+) -> anyhow::Result<()> {
+    let (name, digest) = key.split_once('/').ok_or_else(|| anyhow::anyhow!("the record has no revision"))?;
+    let mut bytes = Vec::with_capacity(record.size_bytes);
+    for number in 0..record.size_bytes.div_ceil(limits::PLUGIN_CHUNK_BYTES) {
+        let chunk = store.get(CHUNKS, &chunk_key(digest, number)).await?;
+        bytes.extend(chunk.ok_or_else(|| anyhow::anyhow!("a part of its bytes is missing"))?);
+    }
+    anyhow::ensure!(revision::digest(&bytes) == digest, "its bytes are not those that were uploaded");
+    engine.trust().check(&bytes, record.signature.as_deref())?;
+    let options = record.admission.options();
+    catalog.register(engine.load_with(name, &bytes, options)?)?;
+    Ok(())
+}
+
+pub(super) fn missing(why: catalog::Error) -> Error {
+    Error::new(Kind::PluginNotFound, format!("There is no such plugin: {why}; GET /v1/plugins lists them."))
+}
