@@ -2,7 +2,18 @@
 //!
 //! Start with ARCHITECTURE.md; then `app` (how the parts are put together) and `node` (the way of one request).
 
+pub mod app;
+pub mod cli;
+pub mod client;
+pub mod commit;
 pub mod counter;
+pub mod cpu;
+pub mod error;
+pub mod http;
 pub mod limits;
+pub mod node;
+pub mod policy;
+pub mod registry;
+pub mod settings;
 pub mod shard;
 pub mod store;

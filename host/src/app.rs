@@ -1,0 +1,177 @@
+//! How the parts are put together: build, listen, serve, drain. Each part knows only what it is handed here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use futures_util::FutureExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::commit::{self, Commits, Inbox};
+use crate::counter::{Id, key_hash};
+use crate::cpu;
+use crate::http::connection::Listener;
+use crate::http::server::{self, Server};
+use crate::limits;
+use crate::node::{self, Node};
+use crate::policy::{self, ShardInfo, View};
+use crate::settings::Settings;
+use crate::shard::partials::Resident;
+use crate::store::Store;
+use crate::store::embedded::{self, EmbeddedStore};
+
+/// Runs a node until SIGTERM or SIGINT, drains it, and returns.
+pub async fn run(settings: Settings) -> Result<()> {
+    let store: Arc<dyn Store> = Arc::new(open(&settings.data_dir, settings.shards)?);
+    let inboxes: Vec<Arc<Inbox>> = (0..settings.workers).map(|_| Arc::default()).collect();
+    let commits = Arc::new(Commits::new(settings.shards, inboxes.clone()));
+
+    let policies = policy::Engine::new(policy::Settings {
+        cache_dir: Some(settings.cache_dir.clone()),
+        enabled: settings.policies && !node::plugins::switched_off(&*store).await?,
+        backend: Some(Arc::new(policy::StoreBackend::new(store.clone(), partials(&commits, &store)))),
+        trust: policy::Trust::new(&settings.plugin_keys)?,
+        ..policy::Settings::default()
+    })?;
+    let catalog = Arc::new(policy::Catalog::with_builtins(&policies)?);
+    node::plugins::load_stored(&*store, &policies, &catalog).await?;
+
+    let commit_settings = commit::Settings {
+        key_window: settings.idempotency_window,
+        replay_bytes: limits::REPLAY_BYTES,
+        resident_max: settings.resident_counters.div_ceil(settings.shards as usize),
+    };
+    let threads = commit::spawn(&commits, &store, commit_settings).context("the journal cannot be replayed")?;
+
+    let node_settings = node::Settings { id: settings.node_id.clone(), key_window: settings.idempotency_window };
+    let node = Node::new(node_settings, store, commits.clone(), policies, catalog).await;
+    let node = Arc::new(node.context("the rules in the data directory cannot be put in force")?);
+    publish_view(&node);
+
+    let main = server::bind(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let address = main.local_addr()?;
+    let compat = bind_compat(&settings)?;
+    let server = Server::start(
+        node.clone(),
+        &inboxes,
+        server::Settings {
+            admin_token: settings.admin_token.as_ref().map(|token| token.expose().to_owned()),
+            advertise: advertised(address).to_string(),
+            drain_timeout: settings.drain_timeout,
+        },
+    )?;
+    let sampling = tokio::spawn(sample(node.clone()));
+    announce(address, &compat)?;
+
+    let accepting = async {
+        let main = server.accept(main, Listener::Main);
+        let shards = compat.into_iter().map(|(shard, socket)| server.accept(socket, Listener::CompatShard(shard)));
+        futures_util::future::try_join(main, futures_util::future::try_join_all(shards)).await
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let failed = tokio::select! {
+        ended = accepting => Some(anyhow!("the listening sockets ended: {:?}", ended.err())),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        // Only damaged data ends the commit thread; `join` below says how.
+        () = commits.ended() => None,
+    };
+    info!("stopping: open requests finish, then the journal is closed");
+    sampling.abort();
+    server.drain();
+    commits.stop();
+    threads.join().context("counting ended; everything that was acknowledged is in the journal")?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn open(data_dir: &Path, shards: u32) -> Result<EmbeddedStore> {
+    EmbeddedStore::open(embedded::Settings::new(data_dir, shards))
+        .with_context(|| format!("cannot use the data directory {}", data_dir.display()))
+}
+
+fn bind_compat(settings: &Settings) -> Result<Vec<(u32, std::net::TcpListener)>> {
+    let Some(first) = settings.compat_shard_listen else { return Ok(Vec::new()) };
+    let bound = (0..settings.shards).map(|shard| {
+        let mut address = first;
+        if first.port() != 0 {
+            let port = u32::from(first.port()) + shard;
+            address.set_port(
+                u16::try_from(port).context("--compat-shard-listen: the ports of the last shards are above 65535")?,
+            );
+        }
+        let socket = server::bind(address).with_context(|| format!("cannot listen on {address} for shard {shard}"))?;
+        Ok((shard, socket))
+    });
+    bound.collect()
+}
+
+/// A wildcard address is no address that a client can use.
+fn advertised(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+/// The first line on stdout, for people and for scripts that wait for it.
+fn announce(address: std::net::SocketAddr, compat: &[(u32, std::net::TcpListener)]) -> Result<()> {
+    use std::io::Write;
+    let mut line = format!("quipu ready http={}", advertised(address));
+    for (shard, socket) in compat {
+        line.push_str(&format!(" shard{shard}={}", socket.local_addr()?));
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// How policies read partials through their `storage` import.
+fn partials(commits: &Arc<Commits>, store: &Arc<dyn Store>) -> policy::imports::backend::Partials {
+    let (commits, store) = (commits.clone(), store.clone());
+    Box::new(move |counter, shard| {
+        let unavailable = policy::imports::Unavailable;
+        let id = Id::new(counter).map_err(|_| unavailable)?;
+        let Some(table) = commits.tables.get(shard as usize) else { return Ok(None) };
+        let resident = match table.partials.read().get(key_hash(counter), &id) {
+            Resident::Present(partial) => Some(partial.clone()),
+            Resident::Missing => None,
+            // The embedded store answers at once: it blocks instead of waiting.
+            Resident::Unloaded => store.load(shard, &id).now_or_never().ok_or(unavailable)?.map_err(|_| unavailable)?,
+        };
+        Ok(resident.filter(|partial| !partial.removed).map(|partial| partial.value))
+    })
+}
+
+/// Once a second: CPU use, and the picture of the shards that policies see.
+async fn sample(node: Arc<Node>) {
+    let mut sampler = cpu::Sampler::new();
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let cpu = sampler.sample().clamp(0.0, 1.0);
+        node.stats.cpu_micros.store((cpu * 1e6) as u64, Ordering::Relaxed);
+        node.policies.set_node_cpu(cpu);
+        publish_view(&node);
+        node.judge_canaries().await;
+    }
+}
+
+fn publish_view(node: &Node) {
+    let cpu = node.stats.cpu_micros.load(Ordering::Relaxed) as f64 / 1e6;
+    let shards = (0u32..).zip(&node.commits.tables).map(|(shard, table)| ShardInfo {
+        shard,
+        available: node.ready(),
+        local: true,
+        owner_cpu: cpu,
+        queued: table.queued.load(Ordering::Relaxed),
+    });
+    node.policies.publish(View { version: 0, shards: shards.collect() });
+}
