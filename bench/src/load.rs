@@ -1,0 +1,132 @@
+//! The load generator: wrk with the scripts of `lua/`, the same for every server.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+
+const DONE: &str = include_str!("../lua/done.lua");
+const SAME: &str = include_str!("../lua/same.lua");
+const MANY: &str = include_str!("../lua/many.lua");
+const BATCH: &str = include_str!("../lua/batch.lua");
+
+/// Answers later than this count as broken. Generous: a slow answer is a result, not an error.
+const ANSWER_TIMEOUT_SECONDS: u32 = 10;
+
+/// What wrk saw in one run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Answers {
+    /// Requests answered with 2xx or 3xx.
+    pub good: u64,
+    /// Requests answered with 4xx or 5xx.
+    pub refused: u64,
+    /// Connections and requests that ended without an answer.
+    pub broken: u64,
+    pub seconds: f64,
+    pub mean_us: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+}
+
+impl Answers {
+    pub fn per_second(&self) -> f64 {
+        self.good as f64 / self.seconds
+    }
+}
+
+/// wrk, with its scripts on disk.
+#[derive(Debug)]
+pub struct Generator {
+    scripts: PathBuf,
+    threads: u32,
+}
+
+impl Generator {
+    /// Writes the scripts to `dir` and sees that wrk is there.
+    pub fn new(dir: &Path, threads: u32) -> anyhow::Result<Self> {
+        if let Err(why) = Command::new("wrk").arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status() {
+            bail!("cannot run wrk ({why}): install it, on Debian by .ci/setup or apt-get install wrk");
+        }
+        for (name, text) in [("same", SAME), ("many", MANY), ("batch", BATCH)] {
+            std::fs::write(dir.join(name).with_extension("lua"), format!("{text}\n{DONE}"))
+                .with_context(|| format!("cannot write the scripts of wrk to {}", dir.display()))?;
+        }
+        Ok(Self { scripts: dir.to_owned(), threads })
+    }
+
+    /// Loads the server for `seconds` and waits until that is over.
+    pub fn run(&self, load: Load, addr: SocketAddr, connections: u32, seconds: u32) -> anyhow::Result<Answers> {
+        let mut command = self.command(load, addr, connections, seconds);
+        let output = command.output().context("cannot run wrk")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        parse(&text).with_context(|| {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            format!("wrk ended with {} and without its result: {text}{complaint}", output.status)
+        })
+    }
+
+    pub fn command(&self, load: Load, addr: SocketAddr, connections: u32, seconds: u32) -> Command {
+        let (script, path, arguments) = match load {
+            Load::Add => ("same", format!("/v1/counters/{HOT}/add"), vec!["POST".into(), r#"{"amount":1}"#.into()]),
+            Load::Read => ("same", format!("/v1/counters/{HOT}"), vec!["GET".into()]),
+            Load::AddMany => ("many", "/".into(), vec![COUNTERS.to_string(), PREFIX.into()]),
+            Load::Batch { ops } => ("batch", "/".into(), vec![ops.to_string(), COUNTERS.to_string(), PREFIX.into()]),
+        };
+        let mut command = Command::new("wrk");
+        command
+            .args(["--latency", "--timeout", &format!("{ANSWER_TIMEOUT_SECONDS}s")])
+            .args(["-d", &format!("{seconds}s")])
+            .args(["-c", &connections.to_string(), "-t", &self.threads.min(connections).to_string()])
+            .arg("-s")
+            .arg(self.scripts.join(script).with_extension("lua"))
+            .arg(format!("http://{addr}{path}"))
+            .arg("--")
+            .args(arguments);
+        command
+    }
+}
+
+/// Reads the line that `done.lua` wrote.
+fn parse(text: &str) -> anyhow::Result<Answers> {
+    let line = text.lines().find_map(|line| line.strip_prefix("quipu-bench ")).context("no result line")?;
+    let field = |name: &str| -> anyhow::Result<u64> {
+        let value = line.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        value.with_context(|| format!("no {name}"))?.parse().with_context(|| format!("{name} is no number"))
+    };
+    let refused = field("status")?;
+    let micros = |name| field(name).map(|value| value as f64);
+    Ok(Answers {
+        good: field("requests")?.saturating_sub(refused),
+        refused,
+        broken: field("connect")? + field("read")? + field("write")? + field("timeout")?,
+        seconds: micros("duration_us")? / 1e6,
+        mean_us: micros("mean_us")?,
+        p50_us: micros("p50_us")?,
+        p99_us: micros("p99_us")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_line_is_read() {
+        let text = "Running 1s test\n\nquipu-bench requests=10 duration_us=2000000 status=4 connect=1 read=2 write=0 \
+                    timeout=3 mean_us=7 p50_us=6 p99_us=90\n";
+        let answers = parse(text).expect("a result");
+        assert_eq!((answers.good, answers.refused, answers.broken), (6, 4, 6));
+        assert_eq!((answers.per_second(), answers.p99_us), (3.0, 90.0));
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        let why = parse("quipu-bench requests=10 status=0\n").expect_err("no duration");
+        assert!(why.to_string().contains("connect"), "{why}");
+        assert!(parse("Running 1s test\n").is_err());
+    }
+}
