@@ -1,0 +1,58 @@
+# Quipu. `make run` and `make test` do all the set-up themselves; `make help` lists the rest.
+
+CARGO ?= cargo
+BIN := target/release/quipu
+DATA_DIR ?= ./quipu-data
+DEMO_DIR ?= ./quipu-data/demo-modulo
+
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup test bench lint ci clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## Build everything and serve on :8080 with the store in ./quipu-data
+	$(BIN) serve --data-dir $(DATA_DIR)
+
+demo-modulo: build ## Serve three modulo shards on 4000 and 3000-3002
+	$(BIN) serve --data-dir $(DEMO_DIR) --shards 3 --listen 127.0.0.1:4000 --compat-shard-listen 127.0.0.1:3000
+
+build: plugins ## Build the program: target/release/quipu
+	$(CARGO) build --release --locked -p quipu
+
+plugins: ## Build the built-in policies as WebAssembly components
+	$(MAKE) -C plugins all
+
+plugin-%: ## Build one built-in policy, as in make plugin-least-cpu
+	$(MAKE) -C plugins plugin-$*
+
+plugin-python: ## Build and test the example in Python (needs python3)
+	$(MAKE) -C plugins plugin-python
+
+plugin-js: ## Build and test the example in JavaScript (needs node and npm)
+	$(MAKE) -C plugins plugin-js
+
+guests: ## Build the hostile guests of the tests
+	$(MAKE) -C tests/guests all
+
+setup: ## Install what tests and bench need beyond a Rust toolchain
+	.ci/setup
+
+test: setup ## Run everything that the project tests, with the minutes of each part
+	.ci/test
+
+bench: build setup ## Measure side by side; results in bench/results/
+	$(CARGO) run --release --locked -p quipu-bench
+
+lint: plugins ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(MAKE) -C plugins lint
+	$(MAKE) -C tests/guests lint
+
+ci: ## What CI runs
+	.ci/run
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+	$(CARGO) clean --manifest-path plugins/Cargo.toml
+	$(CARGO) clean --manifest-path tests/guests/Cargo.toml
