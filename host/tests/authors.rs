@@ -296,7 +296,7 @@ fn the_page_for_authors_has_the_limits_in_force() {
             "host calls in one call",
             vec![l.host_calls.to_string(), l.io_calls.to_string(), format!("{:?}", l.deadline_host_call)],
         ),
-        ("strings and lists", vec![mib(l.host_call_bytes)]),
+        ("strings and lists", vec![kib(l.host_call_bytes)]),
         ("`config`", vec![kib(limits::CONFIG_BYTES_MAX)]),
         (
             "log |",
