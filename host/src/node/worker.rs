@@ -66,11 +66,12 @@ impl Worker {
     /// The rules in force. Whoever was answered that a rule is set, or anybody later, finds it here.
     pub fn rules(&self) -> Rc<LocalRules> {
         let generation = self.node.rules_generation.load(Ordering::Acquire);
-        let mut known = self.rules.borrow_mut();
-        if known.generation != generation {
-            *known = Known { generation, rules: Rc::new(self.node.rules().local()) };
+        if self.rules.borrow().generation != generation {
+            *self.rules.borrow_mut() = Known { generation, rules: Rc::new(self.node.rules().local()) };
+            // Instances of bindings that went with the old rules go too, however often rules change.
+            self.policies.borrow_mut().purge();
         }
-        known.rules.clone()
+        self.rules.borrow().rules.clone()
     }
 
     /// Ends every stream of events, which would not end by itself.
