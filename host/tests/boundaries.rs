@@ -41,6 +41,12 @@ const RULES: &[Rule] = &[
         why: "the standard hash maps iterate in a random order",
     },
     Rule {
+        inside: &["commit", "counter", "node", "policy", "registry", "shard", "store"],
+        except: &[],
+        never: &["hyper", "crate::http"],
+        why: "only the HTTP front speaks HTTP",
+    },
+    Rule {
         inside: &["http"],
         except: &[],
         never: &["crate::store", "store::Store", "fjall", "scylla"],
