@@ -106,6 +106,7 @@ async fn epochs_rise_and_fence<F: Fixture>() {
     assert_eq!(append(&*store, &[a]).await, [Appended::Fenced { applied: Some(true) }]);
     let late = entry(0, first.epoch, 2, "a", 2);
     assert_eq!(append(&*store, &[late]).await, [Appended::Fenced { applied: Some(false) }]);
+    assert!(!store.confirm(0, first.epoch).await.expect("asks") && store.confirm(0, second.epoch).await.expect("asks"));
     let other = raised(&*store, 1).await;
     let group = [entry(0, second.epoch, 2, "a", 3), entry(1, other.epoch, 1, "b", 1)];
     assert_eq!(append(&*store, &group).await, [Appended::Applied; 2]);

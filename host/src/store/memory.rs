@@ -228,6 +228,13 @@ impl Store for MemoryStore {
         self.with(|state| state.append(group))
     }
 
+    async fn confirm(&self, shard: u32, epoch: u64) -> Result<bool, Error> {
+        self.with(|state| {
+            state.known(shard)?;
+            Ok(state.disk.shards[shard as usize].epoch == epoch)
+        })
+    }
+
     async fn checkpoint(&self, checkpoints: Vec<Checkpoint>) -> Result<(), Error> {
         self.with(|state| {
             for checkpoint in &checkpoints {

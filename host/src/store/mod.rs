@@ -105,6 +105,11 @@ pub trait Store: Send + Sync + 'static {
     /// sequence and id) sent again is written once and answered `Applied`; a fenced entry keeps no other one out.
     async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error>;
 
+    /// Whether `epoch` still is the shard's, at a moment after this was called. True: nothing that another owner was
+    /// answered for can have come before that moment. Whoever serves an exact read asks, unless one of its appends that
+    /// began after the read arrived was applied.
+    async fn confirm(&self, shard: u32, epoch: u64) -> Result<bool, Error>;
+
     /// Writes checkpoints, all or none, durable when it answers; afterwards the journal up to there may be dropped. One
     /// is ignored if its shard's epoch is another by now, or a later checkpoint was written; the same one again changes
     /// nothing. `Err(NotApplied)`: nothing was written, and everything goes on. `Err(Broken)`: it may be durable or not.

@@ -214,6 +214,12 @@ impl Store for EmbeddedStore {
         })
     }
 
+    /// The lock on the directory keeps every other process away.
+    async fn confirm(&self, shard: u32, epoch: u64) -> Result<bool, Error> {
+        self.known(shard)?;
+        self.with(|open| Ok(open.journal.lock().epoch(shard) == epoch))
+    }
+
     async fn checkpoint(&self, checkpoints: Vec<Checkpoint>) -> Result<(), Error> {
         for checkpoint in &checkpoints {
             self.known(checkpoint.shard)?;
