@@ -175,7 +175,7 @@ pub async fn serve(
                 Listener::CompatShard(shard) => {
                     let (head, body) = request.into_parts();
                     let body = super::body::read(body, limits::BODY_BYTES_MAX);
-                    compat::answer_shard(&worker, shard, &head, body).await
+                    Box::pin(compat::answer_shard(&worker, shard, &head, body)).await
                 }
             };
             if activity.draining.get() {
@@ -187,9 +187,11 @@ pub async fn serve(
         }
     });
     let io = Watched { io: TokioIo::new(stream), activity: activity.clone() };
+    // Head and body of an answer go out as one piece: copying a short body is cheaper than handing two pieces to the system.
     // Without `pipeline_flush`: with it an answer is not sent while bytes of the client are left over, as they are behind
     // a head that is refused.
-    let connection = http1::Builder::new().max_buf_size(limits::HEADER_BYTES_MAX).serve_connection(io, service);
+    let connection =
+        http1::Builder::new().writev(false).max_buf_size(limits::HEADER_BYTES_MAX).serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut told = false;
     poll_fn(|context| {

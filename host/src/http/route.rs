@@ -132,15 +132,43 @@ async fn dispatch(
         Some(id) => super::request::path_id(id),
         None => query.id(),
     };
+    match route {
+        Route::CounterAdd => {
+            let body = super::body::read(incoming, limits::BODY_BYTES_MAX).await?;
+            v1::counters::add(worker, id()?, query, &head.headers, body).await
+        }
+        Route::Counter if head.method == Method::GET => v1::counters::get(worker, id()?, query).await,
+        // In memory of their own, so that the two above do not carry room for all the others around.
+        Route::Compat(route) => {
+            let body = super::body::read(incoming, limits::BODY_BYTES_MAX);
+            Ok(Box::pin(compat::answer(http, worker, route, &head, body)).await)
+        }
+        _ => Box::pin(dispatch_others(http, worker, peer, &head, incoming, route, &found.params)).await,
+    }
+}
+
+async fn dispatch_others(
+    http: &Http,
+    worker: &Rc<Worker>,
+    peer: SocketAddr,
+    head: &http::request::Parts,
+    incoming: Incoming,
+    route: Route,
+    params: &matchit::Params<'_, '_>,
+) -> Result<Response<Body>, Problem> {
+    let query = Query(head.uri.query());
+    let param = |name| params.get(name).unwrap_or_default();
+    let id = || match params.get("id") {
+        Some(id) => super::request::path_id(id),
+        None => query.id(),
+    };
     if route == Route::Plugin && head.method == Method::PUT {
-        admin::auth::check(http, peer, &head)?;
-        let name = found.params.get("name").unwrap_or_default();
-        return admin::plugins::upload(worker, name, &head.headers, incoming).await;
+        admin::auth::check(http, peer, head)?;
+        return admin::plugins::upload(worker, param("name"), &head.headers, incoming).await;
     }
     let bytes_max = if route == Route::Batch { limits::BATCH_BODY_BYTES_MAX } else { limits::BODY_BYTES_MAX };
     let body = || super::body::read(incoming, bytes_max);
     match route {
-        Route::CounterAdd => v1::counters::add(worker, id()?, query, &head.headers, body().await?).await,
         Route::Counter if head.method == Method::DELETE => v1::counters::delete(worker, id()?, &head.headers).await,
         Route::Counter => v1::counters::get(worker, id()?, query).await,
         Route::Counters if head.method == Method::POST => {
@@ -151,40 +179,25 @@ async fn dispatch(
         Route::CounterWatch => v1::watch::watch(worker, id()?).await,
         Route::Batch => v1::batch::batch(worker, &head.headers, body().await?).await,
         Route::Read => v1::batch::read(worker, body().await?).await,
-        Route::Operation => {
-            let key = found.params.get("key").unwrap_or_default();
-            v1::counters::operation(worker, key, query).await
-        }
-        Route::Plugins
-        | Route::Plugin
-        | Route::PluginRevision
-        | Route::PluginLogs
-        | Route::Policies
-        | Route::Rules
-        | Route::RulesRollback
-        | Route::Cluster => {
-            admin::auth::check(http, peer, &head)?;
-            let name = found.params.get("name").unwrap_or_default();
-            match route {
-                Route::Plugins => Ok(admin::plugins::list(worker)),
-                Route::Plugin => admin::plugins::show(worker, name),
-                Route::PluginRevision => {
-                    let revision = found.params.get("revision").unwrap_or_default();
-                    admin::plugins::delete(worker, name, revision).await
-                }
-                Route::PluginLogs => admin::plugins::logs(worker, name, query),
-                Route::Policies => admin::policies::policies(worker, &head, body().await?).await,
-                Route::Rules => admin::rules::rules(worker, &head, query, body().await?).await,
-                Route::RulesRollback => admin::rules::roll_back(worker, query).await,
-                _ => Ok(admin::cluster::cluster(http, worker)),
-            }
-        }
+        Route::Operation => v1::counters::operation(worker, param("key"), query).await,
         Route::Healthz => Ok(ops::healthz()),
         Route::Readyz => Ok(ops::readyz(worker)),
         Route::Metrics => Ok(ops::metrics(worker)),
         Route::OpenApi => Ok(ops::openapi()),
         Route::Dashboard => Ok(ops::dashboard()),
-        Route::Compat(route) => Ok(compat::answer(http, worker, route, &head, body()).await),
+        _ => {
+            admin::auth::check(http, peer, head)?;
+            match route {
+                Route::Plugins => Ok(admin::plugins::list(worker)),
+                Route::Plugin => admin::plugins::show(worker, param("name")),
+                Route::PluginRevision => admin::plugins::delete(worker, param("name"), param("revision")).await,
+                Route::PluginLogs => admin::plugins::logs(worker, param("name"), query),
+                Route::Policies => admin::policies::policies(worker, head, body().await?).await,
+                Route::Rules => admin::rules::rules(worker, head, query, body().await?).await,
+                Route::RulesRollback => admin::rules::roll_back(worker, query).await,
+                _ => Ok(admin::cluster::cluster(http, worker)),
+            }
+        }
     }
 }
 
