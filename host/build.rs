@@ -1,4 +1,4 @@
-//! Finds the built-in policies, which `policy::builtin` embeds. They are guests of another target and workspace, so
+//! Generates the messages between nodes from `proto/peer.proto`, and finds the built-in policies, which `policy::builtin` embeds. They are guests of another target and workspace, so
 //! they are built before (`make plugins`); `QUIPU_PLUGINS_DIR` names another directory than the usual one.
 
 use std::path::PathBuf;
@@ -19,6 +19,10 @@ const NAMES: [&str; 11] = [
 ];
 
 fn main() -> ExitCode {
+    if let Err(why) = generate_messages() {
+        eprintln!("proto/peer.proto: {why}");
+        return ExitCode::FAILURE;
+    }
     println!("cargo:rerun-if-env-changed=QUIPU_PLUGINS_DIR");
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let usual = manifest.join("../plugins/target/wasm32-wasip2/release");
@@ -37,4 +41,12 @@ fn main() -> ExitCode {
     }
     println!("cargo:rustc-env=QUIPU_BUILTIN_POLICIES={}", directory.display());
     ExitCode::SUCCESS
+}
+
+/// In Rust alone: no compiler of protocol buffers has to be installed for our own messages.
+fn generate_messages() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/peer.proto");
+    let descriptors = protox::compile(["proto/peer.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
 }

@@ -47,7 +47,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let threads = commit::spawn(&commits, &store, commit_settings).context("the journal cannot be replayed")?;
 
     let node_settings = node::Settings { id: settings.node_id.clone(), key_window: settings.idempotency_window };
-    let node = Node::new(node_settings, store, commits.clone(), policies, catalog).await;
+    let node = Node::new(node_settings, store, commits.clone(), policies, catalog, None).await;
     let node = Arc::new(node.context("the rules in the data directory cannot be put in force")?);
     publish_view(&node);
 

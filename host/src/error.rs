@@ -45,6 +45,8 @@ pub enum Kind {
     /// The rule for every id can be replaced, not deleted.
     RuleProtected,
     PreconditionFailed,
+    /// A live node could not put the rule in force; the old one stays.
+    NotReady,
     PluginNotFound,
     /// The component failed a check of its admission.
     PluginRejected,
@@ -56,7 +58,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, for the OpenAPI document's test.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidArgument,
         Self::CounterNotFound,
         Self::CounterExists,
@@ -70,6 +72,7 @@ impl Kind {
         Self::RuleNotFound,
         Self::RuleProtected,
         Self::PreconditionFailed,
+        Self::NotReady,
         Self::PluginNotFound,
         Self::PluginRejected,
         Self::PluginNameTaken,
@@ -93,6 +96,7 @@ impl Kind {
             Self::RuleNotFound => "rule_not_found",
             Self::RuleProtected => "rule_protected",
             Self::PreconditionFailed => "precondition_failed",
+            Self::NotReady => "not_ready",
             Self::PluginNotFound => "plugin_not_found",
             Self::PluginRejected => "plugin_rejected",
             Self::PluginNameTaken => "plugin_name_taken",
@@ -116,6 +120,7 @@ impl Kind {
             Self::RuleNotFound => "No such rule",
             Self::RuleProtected => "This rule cannot be deleted",
             Self::PreconditionFailed => "The rule has changed meanwhile",
+            Self::NotReady => "A node is not ready for the rule",
             Self::PluginNotFound => "No such plugin",
             Self::PluginRejected => "The component is not admitted",
             Self::PluginNameTaken => "The name is taken",
@@ -139,6 +144,7 @@ impl Kind {
             | Self::RuleNotFound
             | Self::RuleProtected
             | Self::PreconditionFailed
+            | Self::NotReady
             | Self::PluginNotFound
             | Self::PluginRejected
             | Self::PluginNameTaken

@@ -12,6 +12,7 @@ pub mod error;
 pub mod http;
 pub mod limits;
 pub mod node;
+pub mod peer;
 pub mod policy;
 pub mod registry;
 pub mod settings;

@@ -46,6 +46,8 @@ pub const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 pub const QUEUE_OPS_MAX: usize = 131_072;
 /// Journal bytes read at once while a shard is taken over.
 pub const REPLAY_BYTES: usize = 8 * 1024 * 1024;
+/// Questions of one shard to a store behind a network that are under way at once.
+pub const STORE_LOADS_MAX: usize = 64;
 /// Operations in one journal entry of one shard.
 pub const ENTRY_OPS_MAX: usize = 16_384;
 /// An uploaded component.
@@ -137,3 +139,35 @@ pub const LOG_FRAME_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const VALUE_KEY_BYTES_MAX: usize = 1024;
 /// Largest small value, such as the bytes of a policy, in bytes.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Connecting to another node, and one question to it.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub const PEER_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A silent connection to another node is asked for a sign of life this often, and given up without one after this long.
+pub const PEER_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// Waits before a node that went away is called again: the first time, and at most.
+pub const PEER_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A node that has left operations without an answer for this long is sent no more of those that may go elsewhere.
+pub const PEER_SUSPECT_AFTER: Duration = Duration::from_millis(500);
+/// One message between nodes.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Operations in one message between nodes.
+pub const PEER_MESSAGE_OPS_MAX: usize = 8_192;
+/// Wait before an operation is submitted again whose shard was on its way to another node.
+pub const MOVED_RETRY: Duration = Duration::from_millis(10);
+/// Wait before a question is asked again whose shard nobody serves, unless somebody does earlier.
+pub const OWNER_RETRY: Duration = Duration::from_millis(100);
+/// Another node may take this long to load, compile and try a rule's policies.
+pub const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Every live node has a stored rule in force within this, or the change is answered with who has not.
+pub const ACTIVATION_TIMEOUT: Duration = Duration::from_secs(15);
+/// Name of a cluster, in bytes: a keyspace has at most 48.
+pub const CLUSTER_NAME_BYTES_MAX: usize = 48;
+/// A node that etcd does not hear from for this long has lost its shards; and what it may be set to.
+pub const LEASE_TTL: Duration = Duration::from_secs(5);
+pub const LEASE_TTL_MS_RANGE: RangeInclusive<u64> = 1_000..=60_000;
+/// Copies of everything in a keyspace that is made, and what it may be set to.
+pub const REPLICATION: u8 = 3;
+pub const REPLICATION_RANGE: RangeInclusive<u64> = 1..=9;
+/// Appends to a journal behind a network that a node has under way at once, and what it may be set to.
+pub const APPENDS: usize = 4;
+pub const APPENDS_RANGE: RangeInclusive<u64> = 1..=256;

@@ -4,6 +4,7 @@
 //! All of it is read and checked once, and everything that is wrong is named in one [`Invalid`]; afterwards nobody
 //! looks at the environment again. Nothing is opened or bound here: `app` does that with the result.
 
+pub mod cluster;
 mod layer;
 mod value;
 
@@ -15,6 +16,7 @@ use serde::Deserialize;
 
 use crate::cli::ServeArgs;
 use crate::limits;
+pub use cluster::{Cluster, Role};
 pub use layer::Environment;
 use layer::{Layers, Source};
 pub use value::{Secret, Text};
@@ -91,6 +93,98 @@ pub struct Knobs {
     #[arg(long, value_name = "KEY[,KEY]", help_heading = "Policies")]
     plugin_keys: Option<Text>,
 
+    /// etcd of the cluster, where its members and rules are (also ETCD_ENDPOINTS) [default: none, a single process]
+    #[arg(long, value_name = "URL[,URL]", help_heading = "Cluster")]
+    etcd: Option<Text>,
+
+    /// Cassandra or ScyllaDB of the cluster, where its counters are
+    #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Cluster")]
+    cassandra: Option<Text>,
+
+    /// Name of the cluster: prefix of its keys in etcd, and its keyspace in Cassandra [default: quipu]
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    cluster: Option<Text>,
+
+    /// all, gateway to serve no shards, or shard (also SERVICE_TYPE=app|shard) [default: all]
+    #[arg(long, value_name = "ROLE", help_heading = "Cluster")]
+    role: Option<Text>,
+
+    /// Address and port for the other nodes [default: 0.0.0.0:7070]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    peer_listen: Option<Text>,
+
+    /// How the other nodes reach --peer-listen [default: POD_IP or the address of this host]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    advertise: Option<Text>,
+
+    /// A node that etcd does not hear from for this long has lost its shards, 1000-60000 [default: 5000]
+    #[arg(long, value_name = "MS", help_heading = "Cluster")]
+    lease_ttl_ms: Option<Text>,
+
+    /// on to make keyspace and tables when they are missing; `quipu store init` does it too [default: off]
+    #[arg(long, value_name = "on|off", help_heading = "Cluster")]
+    create_schema: Option<Text>,
+
+    /// Copies of everything in a keyspace that is made, 1-9 [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    replication: Option<Text>,
+
+    /// Journal writes under way at once, 1-256; fewer carry more each [default: 4]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    appends: Option<Text>,
+
+    /// User of etcd
+    #[arg(long, value_name = "NAME", help_heading = "Cluster security")]
+    etcd_user: Option<Text>,
+
+    /// File with the password of the user of etcd
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    etcd_password_file: Option<Text>,
+
+    /// Authority of etcd's certificates (PEM); with --etcd-cert and --etcd-key this node shows its own
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    etcd_ca: Option<Text>,
+
+    /// Certificate that this node shows to etcd (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    etcd_cert: Option<Text>,
+
+    /// Key of --etcd-cert (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    etcd_key: Option<Text>,
+
+    /// User of Cassandra
+    #[arg(long, value_name = "NAME", help_heading = "Cluster security")]
+    cassandra_user: Option<Text>,
+
+    /// File with the password of the user of Cassandra
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    cassandra_password_file: Option<Text>,
+
+    /// Authority of Cassandra's certificates (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    cassandra_ca: Option<Text>,
+
+    /// Certificate that this node shows to Cassandra (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    cassandra_cert: Option<Text>,
+
+    /// Key of --cassandra-cert (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    cassandra_key: Option<Text>,
+
+    /// Authority of the nodes' certificates (PEM); with it, --peer-cert and --peer-key nodes prove who they are
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    peer_ca: Option<Text>,
+
+    /// Certificate of this node for the others (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    peer_cert: Option<Text>,
+
+    /// Key of --peer-cert (PEM)
+    #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
+    peer_key: Option<Text>,
+
     /// Directory of compiled policies, made if missing [default: $XDG_CACHE_HOME/quipu or ~/.cache/quipu]
     #[arg(long, value_name = "DIR", help_heading = "Policies")]
     cache_dir: Option<Text>,
@@ -120,6 +214,8 @@ pub struct Settings {
     /// Whose components are taken; without keys everybody's.
     pub plugin_keys: Vec<String>,
     pub cache_dir: PathBuf,
+    /// None: a single process with the embedded store.
+    pub cluster: Option<Cluster>,
 }
 
 /// Everything that is wrong with the settings of one start, each with where it was set, why, and what would do.
@@ -187,6 +283,7 @@ impl Settings {
                 .read("cache-dir", |k| &k.cache_dir, value::path)
                 .unwrap_or_else(|| default_cache_dir(environment).unwrap_or_else(|| data_dir.join("cache"))),
             data_dir,
+            cluster: Cluster::read(&mut layers, environment),
         };
         if let Some(first) = settings.compat_shard_listen
             && overlap(first, settings.shards, settings.listen)

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::{Answer, Commits, Control, Settings, Table, WriterState, now_ms};
+use super::answers::Collected;
+use super::{Commits, Control, Settings, Table, WriterState, now_ms};
 use crate::limits;
 use crate::shard::entry::Entry;
 use crate::shard::partials::Resident;
 use crate::shard::writer::{Answers, Append, Effect, Event};
-use crate::shard::{Op, Origin, Outcome, Partials, Writer, takeover};
+use crate::shard::{Op, Outcome, Partials, Writer, takeover};
 use crate::store::{self, Appended, Store};
 
 /// Owns the writers; lives on the commit thread.
@@ -30,9 +31,8 @@ pub struct Driver {
     /// Operations of the group under way, by shard.
     taken: Vec<u32>,
     effects: Vec<Effect>,
-    /// Answers by inbox, delivered once per durable write.
-    answers: Vec<Vec<Answer>>,
-    answered: u64,
+    /// Delivered once per durable write.
+    answers: Collected,
     /// The last write found no room; said once.
     no_room: bool,
     /// The last group had more than one operation.
@@ -52,7 +52,7 @@ impl Driver {
     /// Takes every shard over; serves afterwards.
     pub async fn start(commits: Arc<Commits>, store: Arc<dyn Store>, settings: Settings) -> Result<Self, store::Error> {
         let mut driver = Self {
-            answers: commits.inboxes.iter().map(|_| Vec::new()).collect(),
+            answers: Collected::new(&commits),
             taken: vec![0; commits.tables.len()],
             commits,
             store,
@@ -60,7 +60,6 @@ impl Driver {
             writers: Vec::new(),
             touched: Vec::new(),
             effects: Vec::new(),
-            answered: 0,
             no_room: false,
             crowd: false,
         };
@@ -191,7 +190,7 @@ impl Driver {
             }
             *taken += 1;
             if let Some(Effect::Answer(answers)) = self.writers[shard as usize].submit(op) {
-                self.answer(answers);
+                self.answer(shard, answers);
             }
         }
     }
@@ -252,7 +251,7 @@ impl Driver {
                 // The store of one process is locked by it: the shard is ours as long as we run.
                 Effect::Confirm => self.confirm(shard),
                 Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
-                Effect::Answer(answers) => self.answer(answers),
+                Effect::Answer(answers) => self.answer(shard, answers),
             }
         }
         self.effects = effects;
@@ -263,7 +262,7 @@ impl Driver {
         self.step(shard, Event::Appended(Append::Applied));
         for effect in std::mem::take(&mut self.effects) {
             if let Effect::Answer(answers) = effect {
-                self.answer(answers);
+                self.answer(shard, answers);
             }
         }
     }
@@ -342,7 +341,7 @@ impl Driver {
                 match effect {
                     Effect::Append(entry) => again.push(entry),
                     Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
-                    Effect::Answer(answers) => self.answer(answers),
+                    Effect::Answer(answers) => self.answer(shard, answers),
                     // Settling an entry asks for nothing.
                     Effect::Load { .. } | Effect::LookUp { .. } | Effect::Confirm => {}
                 }
@@ -357,37 +356,21 @@ impl Driver {
         self.effects.clear();
         for shard in 0..self.writers.len() as u32 {
             self.step(shard, Event::Appended(result));
-        }
-        for effect in std::mem::take(&mut self.effects) {
-            if let Effect::Answer(answers) = effect {
-                self.answer(answers);
+            for effect in std::mem::take(&mut self.effects) {
+                if let Effect::Answer(answers) = effect {
+                    self.answer(shard, answers);
+                }
             }
         }
     }
 
-    fn answer(&mut self, answers: Answers) {
-        self.answered += answers.len() as u64;
-        for (origin, outcome) in answers {
-            match origin {
-                Origin::Local { ticket, index } => {
-                    if let Some(inbox) = self.answers.get_mut((ticket >> 32) as usize) {
-                        inbox.push(Answer { slot: ticket as u32, index, outcome });
-                    }
-                }
-                Origin::Relaxed if matches!(outcome, Outcome::NotApplied | Outcome::Unknown) => {
-                    self.commits.stats.relaxed_lost.fetch_add(1, Ordering::Relaxed);
-                }
-                Origin::Relaxed | Origin::Peer { .. } => {}
-            }
-        }
+    fn answer(&mut self, shard: u32, answers: Answers) {
+        self.commits.stats.operations.fetch_add(answers.len() as u64, Ordering::Relaxed);
+        self.answers.take(&self.commits, shard, answers);
     }
 
-    /// Hands the collected answers to their threads: one lock and one wake-up each.
     fn deliver(&mut self) {
-        self.commits.stats.operations.fetch_add(std::mem::take(&mut self.answered), Ordering::Relaxed);
-        for (inbox, answers) in self.commits.inboxes.iter().zip(&mut self.answers) {
-            inbox.put(answers);
-        }
+        self.answers.deliver(&self.commits);
     }
 
     /// After a group: its room in the queue is free again, memory stays bounded, and a long journal is noticed.
@@ -454,7 +437,9 @@ impl Driver {
         };
         for ops in batches {
             self.commits.release(&ops);
-            self.answer(ops.into_iter().map(|op| (op.origin, Outcome::NotApplied)).collect());
+            for op in ops {
+                self.answer(op.shard, vec![(op.origin, Outcome::NotApplied)]);
+            }
         }
         self.deliver();
     }
@@ -481,15 +466,23 @@ impl Driver {
                 let _ = answer.send(self.writers[shard as usize].recent_key(hash, &counter, &key).cloned());
             }
             Control::StoreBroken(why) => self.recover(why).await?,
+            // One process has all shards as long as it runs: whoever asks for one is told nothing.
+            Control::TakeOver { .. } | Control::HandOver { .. } => {}
+            Control::Confirm { answer, .. } => drop(answer.send(true)),
         }
         Ok(())
     }
 
     fn state(&self, shard: u32) -> WriterState {
-        let writer = &self.writers[shard as usize];
-        WriterState {
+        WriterState::of(&self.writers[shard as usize], &self.commits.tables[shard as usize])
+    }
+}
+
+impl WriterState {
+    pub(super) fn of(writer: &Writer, table: &Table) -> Self {
+        Self {
             epoch: writer.epoch(),
-            seq: self.commits.tables[shard as usize].partials.read().applied(),
+            seq: table.partials.read().applied(),
             keys: writer.key_records().cloned().collect(),
             marks: writer.marks(),
         }
@@ -498,7 +491,7 @@ impl Driver {
 
 impl Settings {
     /// Forgets some clean counters if too many are resident. If few of them are clean, a checkpoint is needed first.
-    fn evict(&self, commits: &Commits, table: &Table) {
+    pub(super) fn evict(&self, commits: &Commits, table: &Table) {
         let (resident, dirty) = {
             let partials = table.partials.read();
             (partials.len(), partials.dirty_len())

@@ -5,11 +5,17 @@ use tokio::sync::Notify;
 
 use crate::shard::Outcome;
 
-/// Where the answers for one serving thread go. One task waits on it.
-#[derive(Debug, Default)]
-pub struct Inbox {
-    answers: Mutex<Vec<Answer>>,
+/// Where the answers for one serving thread go, or others of this thread's news. One task waits on it.
+#[derive(Debug)]
+pub struct Inbox<T = Answer> {
+    answers: Mutex<Vec<T>>,
     wake: Notify,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Self { answers: Mutex::default(), wake: Notify::new() }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -21,9 +27,9 @@ pub struct Answer {
     pub outcome: Outcome,
 }
 
-impl Inbox {
+impl<T> Inbox<T> {
     /// Waits for answers and swaps them into `into`, which must be empty.
-    pub async fn take(&self, into: &mut Vec<Answer>) {
+    pub async fn take(&self, into: &mut Vec<T>) {
         loop {
             let woken = self.wake.notified();
             std::mem::swap(&mut *self.answers.lock(), into);
@@ -35,7 +41,7 @@ impl Inbox {
     }
 
     /// Hands answers over, leaving `answers` empty.
-    pub(super) fn put(&self, answers: &mut Vec<Answer>) {
+    pub fn put(&self, answers: &mut Vec<T>) {
         if answers.is_empty() {
             return;
         }

@@ -1,13 +1,18 @@
 //! Group commit for all shards of this node: the handle that everybody holds.
 //!
-//! Serving threads submit operations here and find the answers in their [`Inbox`]. [`driver`] is the one thread that
-//! owns the writers and writes the journal; [`checkpoint`] copies changed partials to their own rows so that the
+//! Serving threads submit operations here and find the answers in their [`Inbox`]. The commit thread owns the writers and
+//! writes the journal: as [`driver`] on a store of this machine, where one synced write carries all shards, or as
+//! [`lanes`] on one behind a network, where every shard that this node serves goes its own way; [`checkpoint`] copies changed partials to their own rows so that the
 //! journal stays short. What an operation means is decided in [`crate::shard`], how bytes become durable in
 //! [`crate::store`].
 
+mod answers;
 pub mod checkpoint;
 pub mod driver;
 pub mod inbox;
+pub mod lanes;
+#[cfg(test)]
+mod lanes_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,16 +30,18 @@ use crate::shard::entry::{KeyRecord, Mark};
 use crate::shard::{Op, Partials};
 use crate::store::{self, Store};
 
+pub use answers::{Collected, PeerAnswer};
 pub use checkpoint::Checkpointer;
 pub use driver::Driver;
 pub use inbox::{Answer, Inbox, ticket};
+pub use lanes::Lanes;
 
 /// The state of one shard that other threads read. The journal position is `partials.applied()`, the number of resident
 /// counters `partials.len()`.
 #[derive(Debug)]
 pub struct Table {
     pub partials: RwLock<Partials>,
-    /// Of the ownership that this node has; 0 before the first takeover.
+    /// Of the ownership that this node has; 0 while it has none.
     pub epoch: AtomicU64,
     /// Operations submitted and not yet answered.
     pub queued: Queued,
@@ -87,6 +94,21 @@ enum Control {
     },
     /// The store said so to somebody else.
     StoreBroken(store::Error),
+    /// Serve this shard from now on.
+    TakeOver {
+        shard: u32,
+        answer: oneshot::Sender<Result<u64, store::Error>>,
+    },
+    /// Finish what waits, and serve the shard no more.
+    HandOver {
+        shard: u32,
+        answer: oneshot::Sender<()>,
+    },
+    /// Make sure, at a moment after this was asked, that the shard is still ours.
+    Confirm {
+        shard: u32,
+        answer: oneshot::Sender<bool>,
+    },
     /// Look whether it is time to stop.
     Wake,
 }
@@ -151,6 +173,10 @@ pub struct Commits {
     ended: watch::Sender<bool>,
     pub tables: Vec<Table>,
     inboxes: Vec<Arc<Inbox>>,
+    /// What became of operations that other nodes sent.
+    pub peers: Inbox<PeerAnswer>,
+    /// Shards that another node took over while this one served them.
+    pub lost: Inbox<u32>,
     pub stats: Stats,
 }
 
@@ -174,6 +200,8 @@ impl Commits {
             ended: watch::Sender::new(false),
             tables: (0..shards).map(|_| table()).collect(),
             inboxes,
+            peers: Inbox::default(),
+            lost: Inbox::default(),
             stats: Stats::default(),
         }
     }
@@ -181,6 +209,11 @@ impl Commits {
     /// Whether operations are taken now.
     pub fn serving(&self) -> bool {
         self.serving.load(Ordering::Acquire)
+    }
+
+    /// Whether this node serves the shard now. In a single process it always does.
+    pub fn serves(&self, shard: u32) -> bool {
+        self.tables[shard as usize].epoch.load(Ordering::Acquire) != 0
     }
 
     fn stopped(&self) -> bool {
@@ -215,6 +248,11 @@ impl Commits {
             return Err(Rejected::Full);
         }
         Ok(())
+    }
+
+    /// Gives room back that was reserved and is not needed.
+    pub fn unreserve(&self, count: usize) {
+        self.queued.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Hands over operations that room was reserved for, leaving `ops` empty. Returns those that are refused because the
@@ -286,6 +324,30 @@ impl Commits {
         answered.await.map_err(|_| self.rejected())
     }
 
+    /// Takes a shard over, so that this node serves it. Returns its epoch. Tried until it succeeds; an error says that the
+    /// shard cannot be served by anybody (its data is damaged), or that the node stops or hands it over meanwhile.
+    pub async fn take_over(&self, shard: u32) -> Result<u64, store::Error> {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::TakeOver { shard, answer });
+        let gone = |_| Err(store::Error::NotApplied("the shard is not taken over".into()));
+        answered.await.unwrap_or_else(gone)
+    }
+
+    /// Finishes what waits for the shard, answers what comes later as not applied, and serves it no more when this answers.
+    pub async fn hand_over(&self, shard: u32) {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::HandOver { shard, answer });
+        let _ = answered.await;
+    }
+
+    /// Whether the shard is still this node's at a moment after the call. What its table shows afterwards is then all that
+    /// was acknowledged before the call.
+    pub async fn confirm(&self, shard: u32) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::Confirm { shard, answer });
+        answered.await.unwrap_or(false)
+    }
+
     /// Takes no more operations, writes those that wait and a last checkpoint, and lets the threads end.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
@@ -330,6 +392,26 @@ pub fn spawn(commits: &Arc<Commits>, store: &Arc<dyn Store>, settings: Settings)
         })
     })?;
     start.recv().unwrap_or_else(|_| Err(panicked("commit")))?;
+    let checkpoint = thread("quipu-checkpoint", move |runtime| runtime.block_on(checkpointer.run()))?;
+    Ok(Threads { commit, checkpoint })
+}
+
+/// Starts the commit and the checkpoint thread of a node that serves the shards it is told to, on a store behind a
+/// network. At most `appends_max` appends are under way at once.
+pub fn spawn_lanes(
+    commits: &Arc<Commits>,
+    store: &Arc<dyn Store>,
+    settings: Settings,
+    appends_max: usize,
+) -> Result<Threads, store::Error> {
+    let checkpointer = Checkpointer::new(commits.clone(), store.clone(), settings.key_window);
+    let (commits, store) = (commits.clone(), store.clone());
+    commits.serving.store(true, Ordering::Release);
+    let commit = thread("quipu-commit", move |runtime| {
+        let lanes = Lanes::new(commits, store, settings, appends_max);
+        tokio::task::LocalSet::new().block_on(&runtime, lanes.run());
+        Ok(())
+    })?;
     let checkpoint = thread("quipu-checkpoint", move |runtime| runtime.block_on(checkpointer.run()))?;
     Ok(Threads { commit, checkpoint })
 }

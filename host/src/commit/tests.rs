@@ -9,16 +9,16 @@ use crate::shard::partials::Resident;
 use crate::shard::{Kind, Origin, Outcome, Refusal};
 use crate::store::memory::{Disk, Fault, MemoryStore};
 
-const SHARDS: u32 = 3;
-const SETTINGS: Settings =
+pub(super) const SHARDS: u32 = 3;
+pub(super) const SETTINGS: Settings =
     Settings { key_window: Duration::from_secs(3600), replay_bytes: 1 << 20, resident_max: 1_000_000 };
 /// Longer than anything here takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node of one serving thread, which is the test's.
-struct Node {
-    commits: Arc<Commits>,
-    store: Arc<MemoryStore>,
+pub(super) struct Node {
+    pub commits: Arc<Commits>,
+    pub store: Arc<MemoryStore>,
     threads: Threads,
     inbox: Arc<Inbox>,
     runtime: tokio::runtime::Runtime,
@@ -31,6 +31,19 @@ impl Node {
         let commits = Arc::new(Commits::new(SHARDS, vec![inbox.clone()]));
         let as_store: Arc<dyn Store> = store.clone();
         let threads = spawn(&commits, &as_store, SETTINGS).expect("a memory store opens");
+        Self::with(commits, store, threads, inbox)
+    }
+
+    /// One of several nodes on one store, without shards at first.
+    pub fn on(store: &Arc<MemoryStore>) -> Self {
+        let inbox = Arc::new(Inbox::default());
+        let commits = Arc::new(Commits::new(SHARDS, vec![inbox.clone()]));
+        let as_store: Arc<dyn Store> = store.clone();
+        let threads = spawn_lanes(&commits, &as_store, SETTINGS, 2).expect("the threads start");
+        Self::with(commits, store.clone(), threads, inbox)
+    }
+
+    fn with(commits: Arc<Commits>, store: Arc<MemoryStore>, threads: Threads, inbox: Arc<Inbox>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         Self { commits, store, threads, inbox, runtime }
     }
@@ -39,13 +52,13 @@ impl Node {
         Self::open(Disk::new(SHARDS))
     }
 
-    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+    pub fn wait<T>(&self, what: impl Future<Output = T>) -> T {
         let within = async { tokio::time::timeout(PATIENCE, what).await };
         self.runtime.block_on(within).expect("done in time")
     }
 
     /// Submits as soon as the node serves, and waits for every answer.
-    fn ask(&self, ops: Vec<Op>) -> Vec<Outcome> {
+    pub fn ask(&self, ops: Vec<Op>) -> Vec<Outcome> {
         let count = ops.len();
         self.wait(async {
             while !self.commits.serving() {
@@ -65,11 +78,11 @@ impl Node {
         })
     }
 
-    fn add(&self, id: &str, amount: i64) -> Outcome {
+    pub fn add(&self, id: &str, amount: i64) -> Outcome {
         self.ask(vec![add(id, amount, 0)])[0]
     }
 
-    fn value(&self, id: &str) -> Option<i64> {
+    pub fn value(&self, id: &str) -> Option<i64> {
         let table = &self.commits.tables[shard(id) as usize];
         match table.partials.read().get(key_hash(id), &counter(id)) {
             Resident::Present(partial) if !partial.removed => Some(partial.value),
@@ -77,36 +90,36 @@ impl Node {
         }
     }
 
-    fn stop(self) -> Disk {
+    pub fn stop(self) -> Disk {
         self.commits.stop();
         self.threads.join().expect("the threads end well");
         self.store.disk()
     }
 }
 
-fn counter(id: &str) -> Id {
+pub(super) fn counter(id: &str) -> Id {
     Id::new(id).expect("valid")
 }
 
-fn shard(id: &str) -> u32 {
+pub(super) fn shard(id: &str) -> u32 {
     crate::counter::candidates::home(key_hash(id), SHARDS)
 }
 
-fn op(id: &str, kind: Kind, key: Option<&str>, index: u32) -> Op {
+pub(super) fn op(id: &str, kind: Kind, key: Option<&str>, index: u32) -> Op {
     let origin = Origin::Local { ticket: ticket(0, 1), index };
     let key = key.map(Into::into);
     Op { shard: shard(id), counter: counter(id), hash: key_hash(id), kind, key, origin, at_ms: now_ms() }
 }
 
-fn add(id: &str, amount: i64, index: u32) -> Op {
+pub(super) fn add(id: &str, amount: i64, index: u32) -> Op {
     op(id, Kind::Add { amount, bounds: Bounds::NONE }, None, index)
 }
 
-fn keyed(id: &str, amount: i64, key: &str, index: u32) -> Op {
+pub(super) fn keyed(id: &str, amount: i64, key: &str, index: u32) -> Op {
     op(id, Kind::Add { amount, bounds: Bounds::NONE }, Some(key), index)
 }
 
-fn applied(value: i64) -> Outcome {
+pub(super) fn applied(value: i64) -> Outcome {
     Outcome::Applied { value, replayed: false }
 }
 

@@ -51,6 +51,7 @@ fn status(kind: Kind) -> StatusCode {
         | Kind::Overflow
         | Kind::Bound
         | Kind::RuleProtected
+        | Kind::NotReady
         | Kind::PluginNameTaken
         | Kind::PluginInUse => StatusCode::CONFLICT,
         Kind::PreconditionFailed => StatusCode::PRECONDITION_FAILED,

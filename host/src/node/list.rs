@@ -26,7 +26,7 @@ pub struct Page {
 
 /// An id in the store's order of lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place(Id);
+pub(super) struct Place(Id);
 
 impl Ord for Place {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
@@ -40,7 +40,7 @@ impl PartialOrd for Place {
     }
 }
 
-type Found = BTreeMap<Place, BTreeMap<u32, Partial>>;
+pub(super) type Found = BTreeMap<Place, BTreeMap<u32, Partial>>;
 
 impl Node {
     /// Up to `limit` counters whose id starts with `prefix`, after `after`. Counters that are created or removed while
@@ -54,6 +54,14 @@ impl Node {
         loop {
             // What changed first, the store second: a checkpoint in between shows a counter twice, never not at all.
             let mut found = self.changed(prefix, after.as_ref(), limit);
+            if let Some(peers) = &self.peers {
+                for (Place(id), partials) in self.changed_elsewhere(peers, prefix, after.as_ref(), limit).await? {
+                    merge(&mut found, id, partials);
+                }
+                while found.len() > limit {
+                    found.pop_last();
+                }
+            }
             let stored = self.store.list(prefix, after.as_ref(), limit).await?;
             let changed_end = (found.len() == limit).then(|| found.keys().next_back().cloned()).flatten();
             let stored_end =
@@ -87,6 +95,12 @@ impl Node {
         }
     }
 
+    /// The same of this node's shards alone, for another node.
+    pub fn list_changed(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Vec<(Id, Vec<(u32, Partial)>)> {
+        let found = self.changed(prefix, after, limit);
+        found.into_iter().map(|(Place(id), partials)| (id, partials.into_iter().collect())).collect()
+    }
+
     /// The first `limit` counters that no checkpoint holds as they are now.
     fn changed(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Found {
         let mut found = Found::new();
@@ -110,7 +124,7 @@ impl Node {
     }
 }
 
-fn merge(found: &mut Found, id: Id, partials: Vec<(u32, Partial)>) {
+pub(super) fn merge(found: &mut Found, id: Id, partials: impl IntoIterator<Item = (u32, Partial)>) {
     let known = found.entry(Place(id)).or_default();
     for (shard, partial) in partials {
         let newer = known.get(&shard).is_none_or(|known| known.seq < partial.seq);

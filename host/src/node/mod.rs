@@ -3,6 +3,8 @@
 //! `worker` is what each serving thread owns; `write` and `read` are the two ways; `rules` changes what governs them. No
 //! protocol lives here: `http` parses and answers.
 
+pub mod activation;
+pub mod cluster;
 pub mod list;
 pub mod operations;
 pub mod plugins;
@@ -27,6 +29,7 @@ use crate::commit::Commits;
 use crate::counter::{self, Candidates, Id};
 use crate::error::Error;
 use crate::limits;
+use crate::peer::{Links, Questions};
 use crate::policy;
 use crate::registry::{self, History};
 use crate::store::Store;
@@ -43,12 +46,18 @@ pub struct Node {
     pub commits: Arc<Commits>,
     pub policies: Arc<policy::Engine>,
     pub catalog: Arc<policy::Catalog>,
+    /// The other nodes; None in a single process.
+    pub peers: Option<Peers>,
     pub stats: Stats,
     rules: ArcSwap<RuleTable>,
     /// Rises after each change of `rules`, so that a serving thread sees by one load whether its own are still right.
     rules_generation: AtomicU64,
-    /// Held while rules change, so that changes are one after the other.
+    /// Held while this node changes a rule, so that its changes are one after the other.
+    changing: tokio::sync::Mutex<()>,
+    /// What is known of rules; never held while other nodes are waited for.
     registry: tokio::sync::Mutex<Registry>,
+    /// The revision of the shared registry up to which everything is in force here.
+    followed: tokio::sync::watch::Sender<i64>,
     /// Held while a plugin is uploaded or removed.
     uploading: tokio::sync::Mutex<()>,
     /// Places for uploads whose bytes are in memory.
@@ -56,9 +65,34 @@ pub struct Node {
     totals: totals::Totals,
 }
 
+/// How a node of a cluster reaches the others.
+#[derive(Clone)]
+pub struct Peers {
+    pub links: Arc<Links>,
+    pub questions: Questions,
+}
+
 struct Registry {
-    local: registry::local::Local,
+    keeper: Keeper,
     histories: BTreeMap<String, History>,
+    /// In a shared registry: by prefix, the revision of the last change that is known here.
+    revisions: BTreeMap<String, i64>,
+    /// In a shared registry: digests of the plugins that were announced last, with their names.
+    plugins: BTreeMap<String, String>,
+}
+
+/// Where rules are kept.
+enum Keeper {
+    Local(registry::local::Local),
+    Shared(Arc<dyn registry::Shared>),
+}
+
+/// What makes a node one of a cluster.
+pub struct Cluster {
+    pub peers: Peers,
+    pub registry: Arc<dyn registry::Shared>,
+    /// What the registry holds at the start.
+    pub snapshot: registry::Snapshot,
 }
 
 /// For `/metrics`.
@@ -86,9 +120,32 @@ impl Node {
         commits: Arc<Commits>,
         policies: Arc<policy::Engine>,
         catalog: Arc<policy::Catalog>,
+        cluster: Option<Cluster>,
     ) -> Result<Self, Error> {
-        let local = registry::local::Local::new(store.clone());
-        let histories = local.load().await?;
+        let (peers, registry, revision) = match cluster {
+            None => {
+                let local = registry::local::Local::new(store.clone());
+                let histories = local.load().await?;
+                (
+                    None,
+                    Registry {
+                        keeper: Keeper::Local(local),
+                        histories,
+                        revisions: BTreeMap::new(),
+                        plugins: BTreeMap::new(),
+                    },
+                    0,
+                )
+            }
+            Some(Cluster { peers, registry, snapshot }) => {
+                let revisions = snapshot.rules.iter().map(|(prefix, (_, revision))| (prefix.clone(), *revision));
+                let revisions = revisions.collect();
+                let histories = snapshot.rules.into_iter().map(|(prefix, (history, _))| (prefix, history)).collect();
+                let (keeper, plugins) = (Keeper::Shared(registry), snapshot.plugins);
+                let registry = Registry { keeper, histories, revisions, plugins };
+                (Some(peers), registry, snapshot.revision)
+            }
+        };
         let node = Self {
             id: settings.id,
             shards: u32::try_from(commits.tables.len()).map_err(Error::internal)?,
@@ -98,10 +155,13 @@ impl Node {
             commits,
             policies,
             catalog,
+            peers,
             stats: Stats::default(),
             rules: ArcSwap::default(),
             rules_generation: AtomicU64::new(0),
-            registry: tokio::sync::Mutex::new(Registry { local, histories }),
+            changing: tokio::sync::Mutex::default(),
+            registry: tokio::sync::Mutex::new(registry),
+            followed: tokio::sync::watch::Sender::new(revision),
             uploading: tokio::sync::Mutex::default(),
             uploads: Arc::new(tokio::sync::Semaphore::new(limits::UPLOADS_MAX)),
             totals: totals::Totals::default(),

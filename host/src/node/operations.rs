@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Node, now_ms};
+use super::Node;
+use super::cluster::within_window;
 use crate::counter::{Id, candidates, key_hash};
 use crate::error::Error;
 use crate::shard::entry::KeyRecord;
@@ -13,6 +14,10 @@ impl Node {
     pub async fn operation(self: &Arc<Self>, id: &Id, key: &str) -> Result<Option<KeyRecord>, Error> {
         let hash = key_hash(id.as_str());
         let shard = candidates(hash, self.shards, 1)[0];
+        if let Some(peers) = &self.peers {
+            let record = self.find_key(peers, shard, id, key).await?;
+            return Ok(record.filter(|record| within_window(record, self.key_window)));
+        }
         let record = match self.commits.recent_key(shard, hash, id.clone(), key).await? {
             Some(record) => Some(record),
             None => {
@@ -20,7 +25,6 @@ impl Node {
                 self.off_thread(move |node| async move { Ok(node.store.load_key(shard, &id, &key).await?) }).await?
             }
         };
-        let window_ms = u64::try_from(self.key_window.as_millis()).unwrap_or(u64::MAX);
-        Ok(record.filter(|record| now_ms().saturating_sub(record.at_ms) <= window_ms))
+        Ok(record.filter(|record| within_window(record, self.key_window)))
     }
 }

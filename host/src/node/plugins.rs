@@ -8,10 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Node, now_ms};
+use super::{Keeper, Node, now_ms};
 use crate::error::{Error, Kind};
 use crate::limits;
 use crate::policy::{Engine, Revision, admission, builtin, catalog, revision};
+use crate::registry::{self, Versioned};
 use crate::store::Store;
 
 /// Records by `name/digest`.
@@ -65,6 +66,7 @@ impl Node {
         // One after the other: compiling is the work of a core, and two uploads of one name must not cross.
         let _one = self.uploading.lock().await;
         if let Some(record) = self.record(name, &digest).await? {
+            self.load_plugin(name, &digest).await?;
             let known = self.catalog.get(name, Some(&digest)).map_err(Error::internal)?;
             return Ok(Uploaded { revision: known, admission: record.admission, new: false });
         }
@@ -81,6 +83,9 @@ impl Node {
         let text = serde_json::to_vec(&record).map_err(Error::internal)?;
         self.store.put(RECORDS, &record_key(name, &digest), &text).await?;
         let revision = self.catalog.register(revision).map_err(rejected)?;
+        if let Some(shared) = self.shared_registry().await {
+            shared.announce_plugin(name, &digest).await?;
+        }
         Ok(Uploaded { revision, admission: record.admission, new: true })
     }
 
@@ -104,6 +109,9 @@ impl Node {
             return Err(Error::new(Kind::PluginInUse, why));
         }
         let record = self.record(name, digest).await?;
+        if let Some(shared) = self.shared_registry().await {
+            shared.withdraw_plugin(digest).await?;
+        }
         self.store.delete(RECORDS, &record_key(name, digest)).await?;
         self.catalog.remove(name, digest).map_err(missing)?;
         // The same bytes may live on under another name.
@@ -136,6 +144,58 @@ impl Node {
         self.policies.set_enabled(enabled);
         tracing::warn!("policies are switched {}", if enabled { "on" } else { "off: native choices answer" });
         Ok(self.store.put(SWITCHES, "policies", if enabled { b"on" } else { b"off" }).await?)
+    }
+
+    async fn shared_registry(&self) -> Option<Arc<dyn registry::Shared>> {
+        match &self.registry.lock().await.keeper {
+            Keeper::Local(_) => None,
+            Keeper::Shared(shared) => Some(shared.clone()),
+        }
+    }
+
+    /// Loads a revision that another node took, if it is not here yet.
+    async fn load_plugin(&self, name: &str, digest: &str) -> Result<(), Error> {
+        if self.catalog.get(name, Some(digest)).is_ok() || builtin::find(name).is_some() {
+            return Ok(());
+        }
+        let Some(record) = self.record(name, digest).await? else {
+            let why = format!("There is no revision {digest} of the plugin {name:?}; GET /v1/plugins lists them.");
+            return Err(Error::new(Kind::PluginNotFound, why));
+        };
+        let key = record_key(name, digest);
+        let loaded = load_one(&*self.store, &self.policies, &self.catalog, &key, &record).await;
+        loaded.map_err(|why| rejected(format!("the plugin {key} does not load: {why}")))
+    }
+
+    /// Loads the plugins that a rule names.
+    pub(super) async fn load_plugins_of(&self, versioned: &Versioned) -> Result<(), Error> {
+        let rule = &versioned.rule;
+        for policy in [&rule.selection, &rule.aggregation] {
+            let beside = rule.canary.as_ref().map(|canary| &canary.revision).into_iter().chain(&rule.shadow);
+            for digest in policy.revision.iter().chain(beside) {
+                // A canary is of one of the two plugins, and the record says of which.
+                if policy.revision.as_ref() == Some(digest) || self.record(&policy.plugin, digest).await?.is_some() {
+                    self.load_plugin(&policy.plugin, digest).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the plugins that other nodes took, and drops those that are gone and that nothing here uses.
+    pub(super) async fn follow_plugins(&self, snapshot: &registry::Snapshot) {
+        for (digest, name) in &snapshot.plugins {
+            if let Err(why) = self.load_plugin(name, digest).await {
+                tracing::error!("the plugin {name} {digest} is not loaded: {why}");
+            }
+        }
+        let announced = std::mem::replace(&mut self.registry.lock().await.plugins, snapshot.plugins.clone());
+        for (digest, name) in announced {
+            let gone = !snapshot.plugins.contains_key(&digest);
+            if gone && !self.rules().list().iter().any(|active| active.uses(&digest)) {
+                let _ = self.catalog.remove(&name, &digest);
+            }
+        }
     }
 
     async fn record(&self, name: &str, digest: &str) -> Result<Option<Record>, Error> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::cluster::{Gathered, Missing};
 use super::rules::{Answering, LocalRule};
 use super::totals::Cached;
 use super::{Node, Worker, now_ms};
@@ -35,6 +36,8 @@ pub struct Total {
     pub exact: bool,
     /// How many shards were read.
     pub shards: usize,
+    /// Shards that nobody served and that the policy's plan left out.
+    pub missing: Vec<u32>,
     /// Whose total it is.
     pub policy: Answering,
     /// The policy failed, and the built-in sum answered.
@@ -80,17 +83,24 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
         let age_ms = u64::try_from(cached.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (value, as_of_ms, fallback) = (cached.value, cached.at_ms, planned.fallback);
         let shards = shards.len();
-        return Ok(Total { value, as_of_ms, age_ms, exact: false, shards, policy, fallback });
+        let missing = Vec::new();
+        return Ok(Total { value, as_of_ms, age_ms, exact: false, shards, missing, policy, fallback });
     }
     let (at, as_of_ms) = (Instant::now(), now_ms());
-    // On one node every shard is served, so what is available is all there is.
-    let exact = !matches!(planned.plan, Plan::Only(_));
     let wanted = match &planned.plan {
         Plan::Only(list) => list.as_slice(),
         Plan::All | Plan::Available | Plan::Cached => &shards[..],
     };
-    let live = node.live(id, hash, wanted).await?;
-    if live.is_empty() && (exact || !node.exists(id, hash).await?) {
+    let (live, missing) = match &node.peers {
+        None => (node.live_here(id, hash, wanted).await?, Vec::new()),
+        Some(peers) => {
+            let wait = if matches!(planned.plan, Plan::Available) { Missing::LeaveOut } else { Missing::Wait };
+            let Gathered { live, missing } = node.gather(peers, id, wanted, wait).await?;
+            (live, missing)
+        }
+    };
+    let exact = !matches!(planned.plan, Plan::Only(_)) && missing.is_empty();
+    if live.is_empty() && missing.is_empty() && (exact || !node.exists(id, hash).await?) {
         node.totals.forget(hash, id);
         return Err(not_found(id));
     }
@@ -109,7 +119,8 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
     }
     compare(worker, rule, &live, combined);
     let (value, fallback) = (combined.total, combined.fallback);
-    Ok(Total { value, as_of_ms, age_ms: 0, exact, shards: wanted.len(), policy, fallback })
+    let shards = wanted.len() - missing.len();
+    Ok(Total { value, as_of_ms, age_ms: 0, exact, shards, missing, policy, fallback })
 }
 
 /// Lets the rule's shadow make a total of the same partials, and counts whether it is the same. One on the pool is not
@@ -155,6 +166,14 @@ impl Node {
 
     /// What these shards have journaled of the counter. Shards without a live partial are left out.
     async fn live(self: &Arc<Self>, id: &Id, hash: u64, shards: &[u32]) -> Result<Live, Error> {
+        match &self.peers {
+            None => self.live_here(id, hash, shards).await,
+            Some(peers) => Ok(self.gather(peers, id, shards, Missing::Wait).await?.live),
+        }
+    }
+
+    /// The same of shards that this node serves.
+    pub(super) async fn live_here(self: &Arc<Self>, id: &Id, hash: u64, shards: &[u32]) -> Result<Live, Error> {
         let mut live = Live::new();
         let mut unloaded: SmallVec<[u32; 16]> = SmallVec::new();
         for &shard in shards {

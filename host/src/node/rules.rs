@@ -109,6 +109,11 @@ impl RuleTable {
         self.rules.longest(id).expect("the rule for the empty prefix always exists")
     }
 
+    /// The rule set for exactly this prefix.
+    pub fn get(&self, prefix: &str) -> Option<Arc<ActiveRule>> {
+        self.rules.get(prefix).cloned()
+    }
+
     /// Over how many shards a counter may have been written, under any rule it ever had.
     pub fn spread_of_reads(&self, id: &str) -> u32 {
         self.spread_max.matching(id).copied().max().unwrap_or(1)
@@ -152,10 +157,8 @@ impl Node {
         let mut registry = self.registry.lock().await;
         if !registry.histories.contains_key("") {
             for (version, rule) in (1..).zip(initial_rules(self.shards)) {
-                let prefix = rule.prefix.clone();
                 let history = History::default().set(self.resolved(rule)?, version);
-                registry.local.save(&prefix, &history).await?;
-                registry.histories.insert(prefix, history);
+                registry.begin_with(history).await?;
             }
         }
         let mut rules = BTreeMap::new();
@@ -169,7 +172,15 @@ impl Node {
     }
 
     /// Sets a rule; it governs every request that begins after this answers.
-    pub async fn set_rule(&self, rule: Rule, precondition: Precondition) -> Result<Arc<ActiveRule>, Error> {
+    ///
+    /// In a cluster every live node must be ready for it; with `allow_missing` those that are not go without, unless the
+    /// rule changes what all must agree on: spread or durability.
+    pub async fn set_rule(
+        &self,
+        rule: Rule,
+        precondition: Precondition,
+        allow_missing: bool,
+    ) -> Result<Arc<ActiveRule>, Error> {
         rule.check(self.shards).map_err(Error::invalid)?;
         let rule = self.resolved(rule)?;
         let prefix = rule.prefix.clone();
@@ -180,17 +191,18 @@ impl Node {
                 limits::RULES_MAX
             )));
         }
-        let active = self.change_rule(&prefix, precondition, |history, version| Ok(history.set(rule, version))).await?;
+        let change = |history: &History, version| Ok(history.set(rule, version));
+        let active = self.change_rule(&prefix, precondition, allow_missing, change).await?;
         active.ok_or_else(|| Error::internal("a rule that was set is not there"))
     }
 
     pub async fn delete_rule(&self, prefix: &str, precondition: Precondition) -> Result<(), Error> {
-        self.change_rule(prefix, precondition, |history, _| history.delete()).await.map(|_| ())
+        self.change_rule(prefix, precondition, false, |history, _| history.delete()).await.map(|_| ())
     }
 
     /// Returns to the rule before; None when the rollback undid the rule's creation.
     pub async fn roll_back_rule(&self, prefix: &str) -> Result<Option<Arc<ActiveRule>>, Error> {
-        self.change_rule(prefix, Precondition::None, |history, version| history.roll_back(version)).await
+        self.change_rule(prefix, Precondition::None, false, |history, version| history.roll_back(version)).await
     }
 
     /// What a rule was before its last change.
@@ -202,30 +214,57 @@ impl Node {
         &self,
         prefix: &str,
         precondition: Precondition,
+        allow_missing: bool,
         change: impl FnOnce(&History, u64) -> Result<History, Error>,
     ) -> Result<Option<Arc<ActiveRule>>, Error> {
-        let mut registry = self.registry.lock().await;
-        let before = registry.histories.get(prefix).cloned().unwrap_or_default();
-        before.check(precondition)?;
-        let newest = registry.histories.values().flat_map(|history| [&history.current, &history.previous]);
-        let version = newest.flatten().map(|versioned| versioned.version).max().unwrap_or(0) + 1;
-        let after = change(&before, version)?;
+        let _one = self.changing.lock().await;
+        let (before, after) = {
+            let registry = self.registry.lock().await;
+            let before = registry.histories.get(prefix).cloned().unwrap_or_default();
+            before.check(precondition)?;
+            let after = change(&before, registry.newest_version() + 1)?;
+            (before, after)
+        };
         // Bound before it is stored: a rule that no node could serve must not be found at the next start.
-        let bound = after
-            .current
-            .as_ref()
-            .map(|current| self.bind(current, Trial::Run { all_shards: current.rule.spread >= self.shards }))
-            .transpose()?;
-        registry.local.save(prefix, &after).await?;
-        registry.histories.insert(prefix.to_owned(), after);
+        let bound = after.current.as_ref().map(|current| self.bind_on_trial(current)).transpose()?;
+        self.prepare_elsewhere(&before, &after, allow_missing).await?;
+        self.widen_reads_first(prefix, &before, &after).await?;
+        let revision = self.put_in_force(prefix, after, bound.clone()).await?;
+        self.await_elsewhere(revision).await?;
+        Ok(bound)
+    }
+
+    pub(super) fn bind_on_trial(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
+        self.bind(current, Trial::Run { all_shards: current.rule.spread >= self.shards })
+    }
+
+    /// Stores a history and lets its rule govern this node. Answers the revision in a shared registry.
+    pub(super) async fn put_in_force(
+        &self,
+        prefix: &str,
+        history: History,
+        bound: Option<Arc<ActiveRule>>,
+    ) -> Result<i64, Error> {
+        let mut registry = self.registry.lock().await;
+        let revision = registry.save(prefix, history).await?;
+        self.publish_one(prefix, bound, &registry.histories);
+        Ok(revision)
+    }
+
+    /// Exchanges the rule of one prefix.
+    pub(super) fn publish_one(
+        &self,
+        prefix: &str,
+        bound: Option<Arc<ActiveRule>>,
+        histories: &BTreeMap<String, History>,
+    ) {
         let mut rules: BTreeMap<String, Arc<ActiveRule>> =
             self.rules.load().rules.iter().map(|(prefix, rule)| (prefix.to_owned(), rule.clone())).collect();
-        match &bound {
-            Some(rule) => rules.insert(prefix.to_owned(), rule.clone()),
+        match bound {
+            Some(rule) => rules.insert(prefix.to_owned(), rule),
             None => rules.remove(prefix),
         };
-        self.publish(rules, &registry.histories);
-        Ok(bound)
+        self.publish(rules, histories);
     }
 
     fn publish(&self, rules: BTreeMap<String, Arc<ActiveRule>>, histories: &BTreeMap<String, History>) {
@@ -249,7 +288,7 @@ impl Node {
     }
 
     /// A rule whose built-in policy came in another revision with this binary follows it.
-    fn renewed(&self, mut current: Versioned) -> Versioned {
+    pub(super) fn renewed(&self, mut current: Versioned) -> Versioned {
         for policy in [&mut current.rule.selection, &mut current.rule.aggregation] {
             if self.catalog.get(&policy.plugin, policy.revision.as_deref()).is_err()
                 && builtin::find(&policy.plugin).is_some()
@@ -295,7 +334,7 @@ impl Node {
     }
 
     /// At a start: a rule whose policies cannot be bound any more goes on with the default ones, so that counting does.
-    fn bind_or_stand_in(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
+    pub(super) fn bind_or_stand_in(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
         let why = match self.bind(current, Trial::Skip) {
             Ok(active) => return Ok(active),
             Err(why) => why.detail,
@@ -372,7 +411,7 @@ impl Node {
             let prefix = &active.rule.prefix;
             tracing::warn!("the canary of the rule {prefix:?} is taken back: {reason}");
             let ended = self
-                .change_rule(prefix, Precondition::Version(active.version), |history, version| {
+                .change_rule(prefix, Precondition::Version(active.version), true, |history, version| {
                     history.end_canary(version, reason)
                 })
                 .await;

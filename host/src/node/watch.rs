@@ -17,6 +17,8 @@ use crate::limits;
 
 /// The least time between two totals.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// How often a total is read again of which other nodes have a part.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Counts itself among the open watches while it lives.
 struct Place(Arc<Node>);
@@ -72,8 +74,13 @@ impl Watch {
     async fn next(&mut self) -> Option<Total> {
         loop {
             {
+                let elsewhere = self.worker.node.peers.is_some();
                 let mut changes: FuturesUnordered<_> = self.changes.iter_mut().map(Receiver::changed).collect();
-                changes.next().await?.ok()?;
+                tokio::select! {
+                    changed = changes.next() => changed?.ok()?,
+                    // What other nodes count is asked for.
+                    () = tokio::time::sleep(ASK_AGAIN), if elsewhere => {}
+                }
             }
             sleep_until(self.next_at).await;
             // What changed while it slept is in the total that is read now.

@@ -107,6 +107,9 @@ impl Worker {
     }
 
     fn admit(&self, count: usize) -> Result<(), Rejected> {
+        if self.node.peers.as_ref().is_some_and(|peers| peers.links.waiting() + count > limits::QUEUE_OPS_MAX) {
+            return Err(Rejected::Full);
+        }
         self.node.commits.reserve(count)
     }
 
@@ -121,6 +124,7 @@ impl Worker {
     async fn flush_outgoing(self: Rc<Self>) {
         loop {
             self.flush.notified().await;
+            self.forward();
             let refused = self.node.commits.submit_reserved(&mut self.outgoing.borrow_mut());
             for op in refused {
                 match op.origin {
@@ -132,6 +136,17 @@ impl Worker {
                     }
                 }
             }
+        }
+    }
+
+    /// Hands what other nodes serve to the links.
+    fn forward(&self) {
+        let Some(peers) = &self.node.peers else { return };
+        let commits = &self.node.commits;
+        let elsewhere: Vec<Op> = self.outgoing.borrow_mut().extract_if(.., |op| !commits.serves(op.shard)).collect();
+        if !elsewhere.is_empty() {
+            commits.unreserve(elsewhere.len());
+            peers.links.submit(elsewhere);
         }
     }
 

@@ -1,8 +1,10 @@
 //! The way of a write: rule and candidates, the selection policy's choice, the shard's writer.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use futures_util::StreamExt;
+use smallvec::SmallVec;
 
 use super::rules::{Answering, LocalRule};
 use super::{Node, Worker, now_ms};
@@ -70,8 +72,8 @@ pub async fn add(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
         worker.submit_relaxed(op)?;
         return Ok(Added { shard, value: None, replayed: false, chosen });
     }
-    let outcomes = worker.submit(std::iter::once(op)).await?;
-    let (value, replayed) = applied(outcomes[0])?;
+    let (shard, outcome) = submit_one(worker, op).await?;
+    let (value, replayed) = applied(outcome)?;
     Ok(Added { shard, value: Some(value), replayed, chosen })
 }
 
@@ -79,8 +81,8 @@ pub async fn add(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
 pub async fn add_on_shard(worker: &Rc<Worker>, add: Add, shard: u32) -> Result<Added, Error> {
     let bounds = worker.node.rules().governing(add.id.as_str()).rule.bounds();
     let op = Op { shard, ..op(&add, key_hash(add.id.as_str()), bounds, now_ms()) };
-    let outcomes = worker.submit(std::iter::once(op)).await?;
-    let (value, replayed) = applied(outcomes[0])?;
+    let (shard, outcome) = submit_one(worker, op).await?;
+    let (value, replayed) = applied(outcome)?;
     Ok(Added { shard, value: Some(value), replayed, chosen: Chosen::Caller })
 }
 
@@ -117,13 +119,13 @@ pub async fn add_batch(worker: &Rc<Worker>, adds: &[Add]) -> Result<Vec<Result<A
     for op in relaxed {
         worker.submit_relaxed(op)?;
     }
-    let mut outcomes =
-        if ops.is_empty() { Default::default() } else { worker.submit(ops.into_iter()).await? }.into_iter();
+    let mut outcomes = submit_all(worker, ops).await?.into_iter();
     let answered = results.into_iter().map(|(shard, durability, chosen)| {
         if durability == Durability::Relaxed {
             return Ok(Added { shard, value: None, replayed: false, chosen });
         }
-        let (value, replayed) = applied(outcomes.next().expect("one outcome per operation"))?;
+        let (shard, outcome) = outcomes.next().expect("one outcome per operation");
+        let (value, replayed) = applied(outcome)?;
         Ok(Added { shard, value: Some(value), replayed, chosen })
     });
     Ok(answered.collect())
@@ -150,8 +152,7 @@ pub async fn create(worker: &Rc<Worker>, id: &Id, name: Option<&str>, key: Optio
         origin: Origin::Relaxed,
         at_ms,
     };
-    let outcomes = worker.submit(std::iter::once(op)).await?;
-    applied(outcomes[0])?;
+    applied(submit_one(worker, op).await?.1)?;
     Ok(at_ms)
 }
 
@@ -178,16 +179,16 @@ pub async fn remove(worker: &Rc<Worker>, id: &Id, key: Option<Box<str>>) -> Resu
         && node.operation(id, key).await?.is_some()
     {
         // The home shard answers for the earlier attempt, also when that was another operation.
-        let outcomes = worker.submit(std::iter::once(op(*home, Some(key.clone())))).await?;
-        return applied(outcomes[0]).map(|(_, replayed)| replayed);
+        let (_, outcome) = submit_one(worker, op(*home, Some(key.clone()))).await?;
+        return applied(outcome).map(|(_, replayed)| replayed);
     }
     if !others.is_empty() {
-        for outcome in worker.submit(others.iter().map(|&shard| op(shard, None))).await? {
+        for (_, outcome) in submit_all(worker, others.iter().map(|&shard| op(shard, None)).collect()).await? {
             applied(outcome).map_err(partly)?;
         }
     }
-    let outcomes = worker.submit(std::iter::once(op(*home, key))).await?;
-    applied(outcomes[0]).map(|(_, replayed)| replayed).map_err(|why| if others.is_empty() { why } else { partly(why) })
+    let (_, outcome) = submit_one(worker, op(*home, key)).await?;
+    applied(outcome).map(|(_, replayed)| replayed).map_err(|why| if others.is_empty() { why } else { partly(why) })
 }
 
 /// Some shards may have removed their part already.
@@ -208,6 +209,47 @@ pub fn applied(outcome: Outcome) -> Result<(i64, bool), Error> {
         Outcome::Refused(refusal) => Err(refusal.into()),
         Outcome::NotApplied => Err(Error::unavailable()),
         Outcome::Unknown => Err(Error::unknown()),
+    }
+}
+
+/// Submits one operation. Answers its outcome and the shard that it went to in the end.
+async fn submit_one(worker: &Rc<Worker>, op: Op) -> Result<(u32, Outcome), Error> {
+    if worker.node.peers.is_some() {
+        return Ok(submit_all(worker, vec![op]).await?[0]);
+    }
+    let shard = op.shard;
+    Ok((shard, worker.submit(std::iter::once(op)).await?[0]))
+}
+
+/// Submits many. In a cluster, those that were certainly not applied, because their shard was just moving to another
+/// node, are submitted again until the deadline; what was chosen by a policy may go to another candidate then.
+async fn submit_all(worker: &Rc<Worker>, mut ops: Vec<Op>) -> Result<Vec<(u32, Outcome)>, Error> {
+    if ops.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(peers) = &worker.node.peers else {
+        let shards: SmallVec<[u32; 16]> = ops.iter().map(|op| op.shard).collect();
+        let outcomes = worker.submit(ops.into_iter()).await?;
+        return Ok(shards.into_iter().zip(outcomes).collect());
+    };
+    let deadline = Instant::now() + limits::OPERATION_DEADLINE;
+    let mut results = vec![(0, Outcome::NotApplied); ops.len()];
+    let mut places: Vec<usize> = (0..ops.len()).collect();
+    loop {
+        let outcomes = worker.submit(ops.clone().into_iter()).await?;
+        let mut again = (Vec::new(), Vec::new());
+        for ((op, at), outcome) in ops.into_iter().zip(places).zip(outcomes) {
+            results[at] = (op.shard, outcome);
+            if outcome == Outcome::NotApplied {
+                again.0.push(worker.node.moved(peers, op));
+                again.1.push(at);
+            }
+        }
+        if again.0.is_empty() || Instant::now() >= deadline {
+            return Ok(results);
+        }
+        (ops, places) = again;
+        tokio::time::sleep(limits::MOVED_RETRY).await;
     }
 }
 
@@ -245,7 +287,10 @@ fn route(worker: &Worker, add: &Add) -> Way {
         let shard = candidates(hash, node.shards, 1)[0];
         return Way::Routed(Routed { op: Op { shard, ..op }, durability: Durability::Durable, chosen: Chosen::Key });
     }
-    let candidates = candidates(hash, node.shards, rule.rule.spread);
+    let mut candidates = candidates(hash, node.shards, rule.rule.spread);
+    if let Some(peers) = &node.peers {
+        node.leave_out_unserved(peers, &rule.rule, &mut candidates);
+    }
     let request = Select { counter: add.id.as_str(), amount: add.amount, key_hash: hash, candidates: &candidates };
     let policy = Answering::selection(rule, hash);
     let chosen = worker.policies.borrow_mut().select_now(policy.binding(), &request);
@@ -292,10 +337,12 @@ fn compare(worker: &Worker, rule: &LocalRule, request: &Select<'_>, choice: poli
 }
 
 impl Node {
-    /// The lowest candidate shard of a counter: where the compatible shard routes act on a node that owns all shards.
+    /// Where the compatible shard routes act: the lowest candidate of the counter that this node serves, or else the first.
     pub fn compat_shard(&self, id: &Id) -> u32 {
         let hash = key_hash(id.as_str());
         let spread = self.rules().governing(id.as_str()).rule.spread;
-        candidates(hash, self.shards, spread).into_iter().min().expect("there is always a candidate")
+        let candidates = candidates(hash, self.shards, spread);
+        let served = candidates.iter().copied().filter(|&shard| self.commits.serves(shard)).min();
+        served.unwrap_or(candidates[0])
     }
 }

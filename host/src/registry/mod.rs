@@ -1,9 +1,13 @@
 //! The registry: which rules are in force, what they were before, and how far counters may be spread.
 //!
-//! In a single node it lives in the store (`local`). What a change of rules means is here as pure code.
+//! In a single node it lives in the store (`local`), in a cluster where all nodes see it ([`Shared`]). What a change of
+//! rules means is here as pure code.
 
 pub mod local;
 
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::counter::Rule;
@@ -30,6 +34,32 @@ pub struct History {
     /// The widest spread that a rule for this prefix ever had. Never lowered: reads must find every partial.
     #[serde(default)]
     pub spread_max: u32,
+}
+
+/// What a shared registry holds of rules and plugins at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Rises with every change of anything.
+    pub revision: i64,
+    /// By prefix: the history, and the revision of its last change.
+    pub rules: BTreeMap<String, (History, i64)>,
+    /// Digests of uploaded plugins, with their names.
+    pub plugins: BTreeMap<String, String>,
+}
+
+/// A registry that the nodes of a cluster share. Every change is durable when it answers, and comes to every node as a
+/// later [`Snapshot`]; so does one whose answer was lost.
+#[async_trait]
+pub trait Shared: Send + Sync + 'static {
+    /// Replaces a prefix's history if its last change still is the one at `expected` (None: it has no history yet).
+    /// Answers the revision of this change; `PreconditionFailed` when another change came first.
+    async fn save_rule(&self, prefix: &str, history: &History, expected: Option<i64>) -> Result<i64, Error>;
+
+    /// Tells the other nodes of an uploaded plugin. Its bytes are in the store.
+    async fn announce_plugin(&self, name: &str, digest: &str) -> Result<(), Error>;
+
+    /// The plugin is no more.
+    async fn withdraw_plugin(&self, digest: &str) -> Result<(), Error>;
 }
 
 /// What a caller demands of the rule that it replaces.

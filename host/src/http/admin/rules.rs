@@ -15,7 +15,7 @@ use crate::http::body::{Body, json, no_content};
 use crate::http::problem::Problem;
 use crate::http::request::{self, Query};
 use crate::node::rollout::{ActiveShadow, Compared};
-use crate::node::{ActiveRule, Worker};
+use crate::node::{ActiveRule, Node, Worker};
 use crate::registry::Precondition;
 
 /// A rule as it is shown.
@@ -57,7 +57,7 @@ pub async fn rules(
     body: Bytes,
 ) -> Result<Response<Body>, Problem> {
     match head.method {
-        Method::PUT => set(worker, &head.headers, &body).await,
+        Method::PUT => set(worker, &head.headers, query, &body).await,
         Method::DELETE => delete(worker, &head.headers, query).await,
         _ => {
             let rules = worker.node.rules().list();
@@ -66,7 +66,12 @@ pub async fn rules(
     }
 }
 
-async fn set(worker: &Rc<Worker>, headers: &HeaderMap, body: &Bytes) -> Result<Response<Body>, Problem> {
+async fn set(
+    worker: &Rc<Worker>,
+    headers: &HeaderMap,
+    query: Query<'_>,
+    body: &Bytes,
+) -> Result<Response<Body>, Problem> {
     #[derive(Deserialize)]
     struct Named {
         r#match: Option<IgnoredAny>,
@@ -77,7 +82,9 @@ async fn set(worker: &Rc<Worker>, headers: &HeaderMap, body: &Bytes) -> Result<R
     }
     let rule: Rule = request::json(body)?;
     let precondition = precondition(headers)?;
-    let active = worker.node.off_thread(move |node| async move { node.set_rule(rule, precondition).await }).await?;
+    let allow_missing = query.word("allow_missing", &["1", "true"])?.is_some();
+    let set = move |node: Arc<Node>| async move { node.set_rule(rule, precondition, allow_missing).await };
+    let active = worker.node.off_thread(set).await?;
     Ok(with_etag(&active))
 }
 

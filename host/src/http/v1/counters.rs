@@ -82,6 +82,9 @@ pub(super) struct ReadAnswer<'a> {
     age_ms: u64,
     exact: bool,
     shards: usize,
+    /// Shards that nobody serves now, when the policy left them out.
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    missing: &'a [u32],
     policy: Aggregation<'a>,
 }
 
@@ -100,6 +103,7 @@ impl<'a> ReadAnswer<'a> {
             age_ms: total.age_ms,
             exact: total.exact,
             shards: total.shards,
+            missing: &total.missing,
             policy: Aggregation { aggregation: total.policy.binding().revision.digest(), fallback: total.fallback },
         }
     }

@@ -1,0 +1,110 @@
+//! Several nodes on one memory store: shards that move, and the faults of a store behind a network.
+
+use std::sync::Arc;
+
+use super::tests::{Node, SHARDS, add, applied, counter, keyed, shard};
+use crate::counter::key_hash;
+use crate::shard::Outcome;
+use crate::store::memory::{Fault, MemoryStore};
+
+fn store() -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::new(SHARDS))
+}
+
+/// A node that serves every shard.
+fn owner(store: &Arc<MemoryStore>) -> Node {
+    let node = Node::on(store);
+    for shard in 0..SHARDS {
+        node.wait(node.commits.take_over(shard)).expect("taken over");
+    }
+    node
+}
+
+#[test]
+fn only_shards_that_were_taken_over_are_served() {
+    let store = store();
+    let node = Node::on(&store);
+    assert_eq!(node.add("a", 1), Outcome::NotApplied);
+    let epoch = node.wait(node.commits.take_over(shard("a"))).expect("taken over");
+    assert!(node.commits.serves(shard("a")));
+    assert_eq!(node.add("a", 1), applied(1));
+    assert_eq!(node.wait(node.commits.take_over(shard("a"))).expect("it has it already"), epoch);
+}
+
+#[test]
+fn a_shard_that_is_handed_over_goes_on_elsewhere() {
+    let store = store();
+    let (first, second) = (owner(&store), Node::on(&store));
+    assert_eq!(first.ask(vec![add("a", 5, 0), keyed("a", 1, "k", 1)]), [applied(5), applied(6)]);
+    first.wait(first.commits.hand_over(shard("a")));
+    assert!(!first.commits.serves(shard("a")));
+    assert_eq!(first.add("a", 1), Outcome::NotApplied);
+    second.wait(second.commits.take_over(shard("a"))).expect("taken over");
+    assert_eq!(second.value("a"), Some(6));
+    assert_eq!(second.ask(vec![keyed("a", 1, "k", 0)]), [Outcome::Applied { value: 6, replayed: true }]);
+}
+
+#[test]
+fn an_owner_that_was_replaced_acknowledges_nothing_and_says_that_it_lost_the_shard() {
+    let store = store();
+    let (first, second) = (owner(&store), Node::on(&store));
+    assert_eq!(first.add("a", 1), applied(1));
+    assert!(first.wait(first.commits.confirm(shard("a"))));
+    second.wait(second.commits.take_over(shard("a"))).expect("taken over");
+    assert_eq!(second.add("a", 1), applied(2));
+    assert_eq!(first.add("a", 1), Outcome::NotApplied);
+    let mut lost = Vec::new();
+    first.wait(first.commits.lost.take(&mut lost));
+    assert_eq!(lost, [shard("a")]);
+    assert_eq!(first.value("a"), None, "its old table is not read any more");
+    assert_eq!(second.value("a"), Some(2));
+}
+
+#[test]
+fn an_idle_owner_that_was_replaced_does_not_confirm() {
+    let store = store();
+    let (first, second) = (owner(&store), Node::on(&store));
+    second.wait(second.commits.take_over(0)).expect("taken over");
+    assert!(!first.wait(first.commits.confirm(0)));
+    assert!(first.wait(first.commits.confirm(1)));
+    assert!(!second.wait(second.commits.confirm(1)), "never its own");
+}
+
+#[test]
+fn an_append_without_an_answer_is_settled_by_sending_it_again() {
+    for fault in [Fault::UnknownApplied, Fault::UnknownNotApplied, Fault::NotApplied] {
+        let store = store();
+        let node = owner(&store);
+        assert_eq!(node.add("a", 1), applied(1));
+        store.inject(fault);
+        let outcome = node.add("a", 1);
+        let counted = if fault == Fault::NotApplied { 1 } else { 2 };
+        let expected = if counted == 2 { applied(2) } else { Outcome::NotApplied };
+        assert_eq!(outcome, expected, "{fault:?}");
+        assert_eq!(node.add("a", 1), applied(counted + 1));
+    }
+}
+
+#[test]
+fn keys_are_found_while_they_are_recent_and_after_a_checkpoint() {
+    let store = store();
+    let node = owner(&store);
+    assert_eq!(node.ask(vec![keyed("a", 3, "k", 0)]), [applied(3)]);
+    let id = counter("a");
+    let found = node.wait(node.commits.recent_key(shard("a"), key_hash("a"), id, "k")).expect("it is served");
+    assert_eq!(found.map(|record| record.value), Some(3));
+    node.stop();
+    let node = owner(&store);
+    assert_eq!(node.ask(vec![keyed("a", 3, "k", 0)]), [Outcome::Applied { value: 3, replayed: true }]);
+}
+
+#[test]
+fn a_stop_writes_what_waits_and_ends() {
+    let store = store();
+    let node = owner(&store);
+    node.ask((0..200).map(|i| add(&format!("c{i}"), i64::from(i), i)).collect());
+    node.stop();
+    let node = owner(&store);
+    assert_eq!(node.add("c150", 1), applied(151));
+    assert_eq!(node.commits.queued(), 0);
+}

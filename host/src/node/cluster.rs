@@ -1,0 +1,274 @@
+//! What is different when other nodes serve shards too: exact reads ask their owners, and wait for owners that are
+//! missing; operations leave out shards that nobody serves, where their rule allows it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+
+use super::list::Found;
+use super::read::Live;
+use super::{Node, Peers, now_ms};
+use crate::counter::{Candidates, Id, Rule, candidates, key_hash};
+use crate::error::{Error, Kind};
+use crate::limits;
+use crate::peer::Owner;
+use crate::peer::wire::message;
+use crate::policy;
+use crate::shard::entry::KeyRecord;
+use crate::shard::{self, Op};
+
+/// What could be read of a counter.
+#[derive(Default)]
+pub struct Gathered {
+    pub live: Live,
+    /// Shards that nobody serves now, ascending.
+    pub missing: Vec<u32>,
+}
+
+/// Whether a read waits for shards that nobody serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    Wait,
+    LeaveOut,
+}
+
+/// The policy whose choice is no preference but the meaning of the counter: another shard would be wrong.
+const BINDING_CHOICE: &str = "value-modulo";
+
+fn no_owner(shards: &[u32]) -> Error {
+    let list: Vec<String> = shards.iter().map(u32::to_string).collect();
+    let what = if shards.len() == 1 { "Shard" } else { "Shards" };
+    let why = format!("{what} {} had no node that serves them in time; try again in a moment.", list.join(", "));
+    Error::new(Kind::NoOwner, why)
+}
+
+impl Node {
+    fn served(&self, peers: &Peers, shard: u32) -> bool {
+        self.commits.serves(shard) || peers.links.reachable(shard)
+    }
+
+    /// Leaves only the candidates that somebody serves, unless nobody serves any or the rule's policy binds its choice.
+    pub(super) fn leave_out_unserved(&self, peers: &Peers, rule: &Rule, candidates: &mut Candidates) {
+        let served = |shard: &u32| self.served(peers, *shard);
+        if candidates.iter().all(served) || rule.selection.plugin == BINDING_CHOICE || !candidates.iter().any(served) {
+            return;
+        }
+        candidates.retain(|shard| self.served(peers, *shard));
+    }
+
+    /// An operation that was not applied, for another try: on another candidate, if it may go there.
+    pub(super) fn moved(&self, peers: &Peers, op: Op) -> Op {
+        if op.key.is_some() || !matches!(op.kind, shard::Kind::Add { .. }) || self.served(peers, op.shard) {
+            return op;
+        }
+        let rules = self.rules();
+        let rule = &rules.governing(op.counter.as_str()).rule;
+        let mut others = candidates(op.hash, self.shards, rule.spread);
+        if !others.contains(&op.shard) {
+            return op;
+        }
+        self.leave_out_unserved(peers, rule, &mut others);
+        let shard = if others.contains(&op.shard) { op.shard } else { others[0] };
+        Op { shard, ..op }
+    }
+
+    /// What these shards have journaled of the counter, wherever they are served.
+    pub(super) async fn gather(
+        self: &Arc<Self>,
+        peers: &Peers,
+        id: &Id,
+        shards: &[u32],
+        missing: Missing,
+    ) -> Result<Gathered, Error> {
+        let deadline = Instant::now() + limits::OPERATION_DEADLINE;
+        let mut map = peers.questions.watch_map();
+        let mut gathered = Gathered { live: Live::new(), missing: shards.to_vec() };
+        loop {
+            map.borrow_and_update();
+            let wanted = std::mem::take(&mut gathered.missing);
+            let mut by_owner: BTreeMap<Option<String>, Vec<u32>> = BTreeMap::new();
+            for shard in wanted {
+                match peers.questions.owner(shard) {
+                    _ if self.commits.serves(shard) => by_owner.entry(None).or_default().push(shard),
+                    Owner::Other(node) => by_owner.entry(Some(node)).or_default().push(shard),
+                    Owner::None | Owner::This => gathered.missing.push(shard),
+                }
+            }
+            let asked = by_owner.into_iter().map(|(owner, shards)| async move {
+                match owner {
+                    None => self.read_own(id, shards).await,
+                    Some(node) => Ok(ask_partials(peers, &node, id, shards).await),
+                }
+            });
+            for answer in join_all(asked).await {
+                let (live, unserved) = answer?;
+                gathered.live.extend(live);
+                gathered.missing.extend(unserved);
+            }
+            gathered.missing.sort_unstable();
+            if gathered.missing.is_empty() || missing == Missing::LeaveOut {
+                return Ok(gathered);
+            }
+            if Instant::now() >= deadline {
+                return Err(no_owner(&gathered.missing));
+            }
+            let _ = tokio::time::timeout(limits::OWNER_RETRY, map.changed()).await;
+        }
+    }
+
+    /// Exact partials of shards that this node serves, and those of `shards` that it does not serve (any more).
+    pub async fn read_own(self: &Arc<Self>, id: &Id, shards: Vec<u32>) -> Result<(Live, Vec<u32>), Error> {
+        let hash = key_hash(id.as_str());
+        let epochs: Vec<u64> = shards.iter().map(|&shard| self.epoch(shard)).collect();
+        let confirmed = join_all(shards.iter().map(|&shard| self.commits.confirm(shard))).await;
+        let mut unserved = Vec::new();
+        let mut own = Vec::new();
+        for ((&shard, confirmed), &epoch) in shards.iter().zip(confirmed).zip(&epochs) {
+            if confirmed && epoch != 0 { own.push(shard) } else { unserved.push(shard) }
+        }
+        let mut live = self.live_here(id, hash, &own).await?;
+        // A table that was given up meanwhile is empty.
+        for (&shard, &epoch) in shards.iter().zip(&epochs) {
+            if self.epoch(shard) != epoch && !unserved.contains(&shard) {
+                unserved.push(shard);
+            }
+        }
+        live.retain(|partial| !unserved.contains(&partial.shard));
+        Ok((live, unserved))
+    }
+
+    fn epoch(&self, shard: u32) -> u64 {
+        self.commits.tables[shard as usize].epoch.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// The record of a key on a shard that this node serves; None when it does not.
+    pub async fn find_key_own(
+        self: &Arc<Self>,
+        shard: u32,
+        id: &Id,
+        key: &str,
+    ) -> Result<Option<Option<KeyRecord>>, Error> {
+        let epoch = self.epoch(shard);
+        let hash = key_hash(id.as_str());
+        let Ok(recent) = self.commits.recent_key(shard, hash, id.clone(), key).await else { return Ok(None) };
+        let record = match recent {
+            Some(record) => Some(record),
+            None => self.store.load_key(shard, id, key).await?,
+        };
+        let served = epoch != 0 && self.epoch(shard) == epoch && self.commits.confirm(shard).await;
+        Ok(served.then_some(record))
+    }
+
+    /// The record of a key, from whoever serves the shard.
+    pub(super) async fn find_key(
+        self: &Arc<Self>,
+        peers: &Peers,
+        shard: u32,
+        id: &Id,
+        key: &str,
+    ) -> Result<Option<KeyRecord>, Error> {
+        let deadline = Instant::now() + limits::OPERATION_DEADLINE;
+        let mut map = peers.questions.watch_map();
+        loop {
+            map.borrow_and_update();
+            let found = match peers.questions.owner(shard) {
+                _ if self.commits.serves(shard) => self.find_key_own(shard, id, key).await?,
+                Owner::Other(node) => ask_key(peers, &node, shard, id, key).await,
+                Owner::None | Owner::This => None,
+            };
+            if let Some(record) = found {
+                return Ok(record);
+            }
+            if Instant::now() >= deadline {
+                return Err(no_owner(&[shard]));
+            }
+            let _ = tokio::time::timeout(limits::OWNER_RETRY, map.changed()).await;
+        }
+    }
+
+    /// What has changed on the shards of other nodes since their checkpoints.
+    pub(super) async fn changed_elsewhere(
+        &self,
+        peers: &Peers,
+        prefix: &str,
+        after: Option<&Id>,
+        limit: usize,
+    ) -> Result<Found, Error> {
+        let map = peers.questions.map();
+        let request = message::ListChangedRequest {
+            prefix: prefix.to_owned(),
+            after: after.map(|id| id.as_str().to_owned()),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        };
+        let asked = map.nodes.keys().map(|node| {
+            let request = request.clone();
+            async move {
+                let mut client = peers.questions.client(node).ok_or_else(|| away(node))?;
+                client.list_changed(request).await.map_err(|_| away(node))
+            }
+        });
+        let mut found = Found::new();
+        for answer in join_all(asked).await {
+            for listed in answer?.into_inner().counters {
+                let id = Id::new(&listed.counter)?;
+                let partials = listed.partials.into_iter().map(message::ListedPartial::into_partial);
+                super::list::merge(&mut found, id, partials);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Of this node, for the others and for operators.
+    pub fn describe(&self) -> message::DescribeReply {
+        let shards = (0u32..).zip(&self.commits.tables).filter(|&(shard, _)| self.commits.serves(shard));
+        let shards = shards.map(|(shard, table)| {
+            let partials = table.partials.read();
+            message::ShardState {
+                shard,
+                epoch: self.epoch(shard),
+                counters: partials.len() as u64,
+                journal_position: partials.applied(),
+            }
+        });
+        message::DescribeReply {
+            connections: self.stats.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
+            queued: self.commits.queued() as u64,
+            uptime_seconds: self.began.elapsed().as_secs(),
+            shards: shards.collect(),
+        }
+    }
+}
+
+fn away(node: &str) -> Error {
+    Error::new(Kind::Unavailable, format!("Node {node} does not answer; nothing was changed. Try again in a moment."))
+}
+
+/// A node that does not answer serves nothing.
+async fn ask_partials(peers: &Peers, node: &str, id: &Id, shards: Vec<u32>) -> (Live, Vec<u32>) {
+    let Some(mut client) = peers.questions.client(node) else { return (Live::new(), shards) };
+    let request = message::ReadRequest { shards: shards.clone(), counter: id.as_str().to_owned() };
+    match client.read_partials(request).await {
+        Ok(reply) => {
+            let message::ReadReply { partials, unserved } = reply.into_inner();
+            let partials = partials.into_iter().filter(|partial| shards.contains(&partial.shard));
+            let live = partials.map(|partial| policy::Partial { shard: partial.shard, value: partial.value });
+            (live.collect(), unserved)
+        }
+        Err(_) => (Live::new(), shards),
+    }
+}
+
+async fn ask_key(peers: &Peers, node: &str, shard: u32, id: &Id, key: &str) -> Option<Option<KeyRecord>> {
+    let mut client = peers.questions.client(node)?;
+    let request = message::FindKeyRequest { shard, counter: id.as_str().to_owned(), key: key.to_owned() };
+    let reply = client.find_key(request).await.ok()?.into_inner();
+    reply.served.then(|| reply.record.map(|record| record.into_record(id.clone(), key)))
+}
+
+/// Whether a record is still within the window.
+pub(super) fn within_window(record: &KeyRecord, window: std::time::Duration) -> bool {
+    let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+    now_ms().saturating_sub(record.at_ms) <= window_ms
+}

@@ -1,0 +1,114 @@
+//! What other nodes send: into the commit thread's queue, and the answers back on the stream they came by.
+//!
+//! A sequence can be under way more than once, by an old stream and by a new one; its answers go back in the order in
+//! which its copies came.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::wire::message::OperationOutcome;
+use crate::commit::Commits;
+use crate::shard::{Op, Origin, Outcome};
+
+pub type Session = u64;
+
+#[derive(Debug)]
+pub struct Receiver {
+    commits: Arc<Commits>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_session: Session,
+    sessions: HashMap<Session, UnboundedSender<Vec<OperationOutcome>>>,
+    /// By (producer, shard, sequence): the stream and round of each copy that is under way.
+    routes: HashMap<(u128, u32, u64), VecDeque<(Session, u64)>>,
+}
+
+impl Receiver {
+    pub fn new(commits: Arc<Commits>) -> Arc<Self> {
+        Arc::new(Self { commits, state: Mutex::default() })
+    }
+
+    /// Outcomes of what comes by this session go to `outcomes`, several at a time.
+    pub fn open(&self, outcomes: UnboundedSender<Vec<OperationOutcome>>) -> Session {
+        let mut state = self.state.lock();
+        state.last_session += 1;
+        let session = state.last_session;
+        state.sessions.insert(session, outcomes);
+        session
+    }
+
+    pub fn close(&self, session: Session) {
+        let mut state = self.state.lock();
+        state.sessions.remove(&session);
+        state.routes.retain(|_, copies| {
+            copies.retain(|&(of, _)| of != session);
+            !copies.is_empty()
+        });
+    }
+
+    /// Operations with their rounds, in the order of their sequences for each producer and shard.
+    pub fn accept(&self, session: Session, operations: Vec<(Op, u64)>) {
+        {
+            let mut state = self.state.lock();
+            for (op, round) in &operations {
+                let Some(route) = route(op) else { continue };
+                state.routes.entry(route).or_default().push_back((session, *round));
+            }
+        }
+        let taken = self.commits.submit(operations.iter().map(|(op, _)| op.clone()).collect::<Vec<_>>().into_iter());
+        if taken.is_err() {
+            let refused = operations.iter().filter_map(|(op, _)| route(op)).map(|route| (route, Outcome::NotApplied));
+            self.state.lock().answer(refused);
+        }
+    }
+
+    /// Hands answers on, for as long as the commit thread lives.
+    pub async fn run(self: Arc<Self>) {
+        let mut answers = Vec::new();
+        loop {
+            self.commits.peers.take(&mut answers).await;
+            let answers = answers.drain(..).map(|answer| ((answer.producer, answer.shard, answer.seq), answer.outcome));
+            self.state.lock().answer(answers);
+        }
+    }
+
+    /// Another node serves the shard now: what was not answered here never will be.
+    pub fn forget(&self, shard: u32) {
+        self.state.lock().routes.retain(|&(_, of, _), _| of != shard);
+    }
+}
+
+impl State {
+    fn answer(&mut self, answers: impl Iterator<Item = ((u128, u32, u64), Outcome)>) {
+        let mut by_session: HashMap<Session, Vec<OperationOutcome>> = HashMap::new();
+        for (route, outcome) in answers {
+            let Some(copies) = self.routes.get_mut(&route) else { continue };
+            let copy = copies.pop_front();
+            if copies.is_empty() {
+                self.routes.remove(&route);
+            }
+            let Some((session, round)) = copy else { continue };
+            let (_, shard, seq) = route;
+            by_session.entry(session).or_default().push(OperationOutcome::new(shard, seq, round, outcome));
+        }
+        for (session, outcomes) in by_session {
+            if let Some(sender) = self.sessions.get(&session) {
+                // A stream that ended has closed its session, or is about to.
+                let _ = sender.send(outcomes);
+            }
+        }
+    }
+}
+
+fn route(op: &Op) -> Option<(u128, u32, u64)> {
+    match op.origin {
+        Origin::Peer { producer, seq, .. } => Some((producer, op.shard, seq)),
+        Origin::Local { .. } | Origin::Relaxed => None,
+    }
+}
