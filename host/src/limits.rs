@@ -162,12 +162,34 @@ pub const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const ACTIVATION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Name of a cluster, in bytes: a keyspace has at most 48.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 48;
-/// A node that etcd does not hear from for this long has lost its shards; and what it may be set to.
-pub const LEASE_TTL: Duration = Duration::from_secs(5);
-pub const LEASE_TTL_MS_RANGE: RangeInclusive<u64> = 1_000..=60_000;
 /// Copies of everything in a keyspace that is made, and what it may be set to.
 pub const REPLICATION: u8 = 3;
 pub const REPLICATION_RANGE: RangeInclusive<u64> = 1..=9;
 /// Appends to a journal behind a network that a node has under way at once, and what it may be set to.
 pub const APPENDS: usize = 4;
 pub const APPENDS_RANGE: RangeInclusive<u64> = 1..=256;
+/// The lease of a node in the registry, and what it may be set to. A dead node's shards wait this long.
+pub const LEASE_TTL: Duration = Duration::from_secs(5);
+pub const LEASE_TTL_RANGE: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
+pub const LEASE_TTL_MS_RANGE: RangeInclusive<u64> = 2_000..=60_000;
+/// One call of the registry, and to reach it at the start.
+pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub const REGISTRY_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait before a lost session with the registry is made anew: the first time, and at most. Up to as much again is drawn.
+pub const REGISTRY_RETRY: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(800));
+/// A node writes its load into the registry at most this often.
+pub const NODE_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// Keys read from the registry at once, and bytes of one of its messages: so many values of 64 KiB fit.
+pub const REGISTRY_PAGE_KEYS: i64 = 500;
+pub const REGISTRY_MESSAGE_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// Read, compare and write again in the registry before a write is given up.
+pub const REGISTRY_ATTEMPTS_MAX: usize = 8;
+/// TLS files of the registry, in bytes.
+pub const TLS_FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Shards that one node hands over, and takes over, at the same time.
+pub const RELEASES_MAX: usize = 4;
+pub const TAKEOVERS_MAX: usize = 16;
+/// A shard that could not be claimed or taken over is tried again after this: the first time, and at most.
+pub const TAKEOVER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How often the owner of shards looks at the clock.
+pub const OWNERSHIP_TICK: Duration = Duration::from_millis(50);

@@ -117,7 +117,7 @@ pub struct Knobs {
     #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
     advertise: Option<Text>,
 
-    /// A node that etcd does not hear from for this long has lost its shards, 1000-60000 [default: 5000]
+    /// A node that etcd does not hear from for this long has lost its shards, 2000-60000 [default: 5000]
     #[arg(long, value_name = "MS", help_heading = "Cluster")]
     lease_ttl_ms: Option<Text>,
 

@@ -65,12 +65,7 @@ const RULES: &[Rule] = &[
         never: &["scylla"],
         why: "only store/cassandra.rs names scylla",
     },
-    Rule {
-        inside: &[""],
-        except: &["registry/etcd.rs"],
-        never: &["etcd_client"],
-        why: "only registry/etcd.rs names etcd",
-    },
+    Rule { inside: &[""], except: &["registry/etcd"], never: &["etcd_client"], why: "only registry/etcd names etcd" },
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
