@@ -5,6 +5,7 @@
 pub mod app;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod commit;
 pub mod counter;
 pub mod cpu;

@@ -35,13 +35,19 @@ const RULES: &[Rule] = &[
         why: "counter and shard are pure: no clock and no randomness",
     },
     Rule {
-        inside: &["shard"],
+        inside: &["cluster/assignment", "cluster/ownership"],
+        except: &[],
+        never: &["tokio", "async", "await", "crate::store", "registry::etcd", "SystemTime", "Instant", "rand"],
+        why: "what a node does about its shards is pure: no runtime, no store, no clock, no randomness",
+    },
+    Rule {
+        inside: &["cluster/assignment", "cluster/ownership", "shard"],
         except: &[],
         never: &["HashMap", "HashSet"],
         why: "the standard hash maps iterate in a random order",
     },
     Rule {
-        inside: &["commit", "counter", "node", "policy", "registry", "shard", "store"],
+        inside: &["cluster", "commit", "counter", "node", "policy", "registry", "shard", "store"],
         except: &[],
         never: &["hyper", "crate::http"],
         why: "only the HTTP front speaks HTTP",
