@@ -27,7 +27,7 @@ pub struct Config {
 pub enum Event {
     /// A picture that is not older than the one before.
     Picture(Arc<Picture>),
-    /// Time since any fixed moment; never goes back.
+    /// Time since any fixed moment; never goes back. One comes before the first picture, and often enough to wait by.
     Tick { now: Duration },
     /// Answers `Claim`: whether the key is ours now.
     Claimed { shard: u32, ours: bool },

@@ -232,6 +232,7 @@ impl World {
             },
             Effect::Announce { shard, epoch } => {
                 let owner = Owner { node: id.clone(), incarnation, state: State::Serving, epoch };
+                let reached = reached && !(self.chaos && self.one_in(8));
                 let node = self.nodes.get_mut(name).unwrap();
                 if let Some(held) = node.held.get_mut(&shard) {
                     held.clone_from(&owner);
@@ -291,6 +292,7 @@ impl World {
     }
 
     fn node_step(&mut self, name: &'static str) {
+        self.feed(name, Event::Tick { now: STEP * self.step as u32 });
         let node = &self.nodes[name];
         match (node.connected, node.session) {
             (true, false) => self.reconnect(name),
@@ -305,7 +307,6 @@ impl World {
                 }
             }
         }
-        self.feed(name, Event::Tick { now: STEP * self.step as u32 });
         let due: Vec<Effect> = {
             let (step, node) = (self.step, self.nodes.get_mut(name).unwrap());
             let (due, later): (Vec<_>, Vec<_>) = node.under_way.drain(..).partition(|(due, _)| *due <= step);
@@ -410,6 +411,17 @@ fn a_start_waits_one_lease_and_a_dead_owner_is_replaced_at_once() {
     world.run(LEASE + 10);
     world.check(1);
     assert!(world.registry().owners.values().all(|owner| owner.node == "b"));
+}
+
+#[test]
+fn a_key_that_was_seen_and_let_go_is_claimed_without_waiting() {
+    let mut world = World::new(4);
+    world.chaos = false;
+    world.join("a");
+    world.run(2 * LEASE);
+    world.join("b");
+    world.run(LEASE - 2);
+    assert!((0..SHARDS).any(|shard| world.nodes["b"].machine.serves(shard).is_some()), "{:?}", world.registry().owners);
 }
 
 #[test]
