@@ -193,3 +193,33 @@ pub const TAKEOVERS_MAX: usize = 16;
 pub const TAKEOVER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often the owner of shards looks at the clock.
 pub const OWNERSHIP_TICK: Duration = Duration::from_millis(50);
+/// Cassandra: copies of everything, when a keyspace is made.
+pub const CASSANDRA_REPLICATION_FACTOR: u8 = 3;
+/// To connect to one server.
+pub const CASSANDRA_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// To wait for the answer to one statement, and to one that changes the schema.
+pub const CASSANDRA_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CASSANDRA_SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);
+/// A conditional write of unknown outcome is sent again for this long; within `OPERATION_DEADLINE`.
+pub const CASSANDRA_SETTLE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Wait before it is: the first time, and at most.
+pub const CASSANDRA_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// A takeover begins anew this often when another owner comes in between.
+pub const CASSANDRA_TAKEOVER_TRIES: usize = 8;
+/// A small value is read or written anew this often when others write it.
+pub const CASSANDRA_VALUE_TRIES: usize = 8;
+/// A journal segment is one partition; those should stay well below 100 MB.
+pub const CASSANDRA_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Journal entries asked for at once, at least and at most, and about how many bytes an answer should have.
+pub const CASSANDRA_ENTRIES_PAGE: (i32, i32) = (4, 1_000);
+pub const CASSANDRA_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+/// Rows of a checkpoint in one batch: below the size that servers warn of (5 KiB) would cost twice the time.
+pub const CASSANDRA_BATCH_BYTES: usize = 16 * 1024;
+/// Batches and rows of a checkpoint under way at once.
+pub const CASSANDRA_WRITES_IN_FLIGHT: usize = 16;
+/// Partitions of a list read at once.
+pub const CASSANDRA_LIST_READS_IN_FLIGHT: usize = 32;
+/// Larger values and marks are stored in chunks of this size.
+pub const CASSANDRA_CHUNK_BYTES: usize = 512 * 1024;
+/// Small values read at once by a scan.
+pub const CASSANDRA_SCAN_PAGE: usize = 64;

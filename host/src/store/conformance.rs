@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::cassandra::tests::Keyspace;
 use super::embedded::{EmbeddedStore, Settings};
 use super::memory::{Disk, MemoryStore};
 use super::{Appended, Checkpoint, Error, Raised, Store, list_order};
@@ -15,21 +16,29 @@ use crate::shard::partials::Partial;
 pub const SHARDS: u32 = 3;
 
 /// A place where stores are opened one after the other.
-pub trait Fixture {
-    fn new() -> Self;
-    fn open(&mut self) -> Arc<dyn Store>;
+pub trait Fixture: Sized {
+    /// Records expire in the store itself: how many it dropped is not known.
+    const EXPIRES_BY_ITSELF: bool = false;
+    /// Rounds of the tests that draw at random.
+    const ROUNDS: u32 = 24;
+
+    /// None when what it needs is not there, which it says.
+    async fn new() -> Option<Self>;
+    async fn open(&mut self) -> Arc<dyn Store>;
     /// After the store is dropped: what the next opening finds.
     fn close(&mut self, store: Arc<dyn Store>);
+    /// Leaves nothing behind.
+    async fn end(self) {}
 }
 
 struct InMemory(Arc<MemoryStore>, Disk);
 
 impl Fixture for InMemory {
-    fn new() -> Self {
-        Self(Arc::new(MemoryStore::new(SHARDS)), Disk::new(SHARDS))
+    async fn new() -> Option<Self> {
+        Some(Self(Arc::new(MemoryStore::new(SHARDS)), Disk::new(SHARDS)))
     }
 
-    fn open(&mut self) -> Arc<dyn Store> {
+    async fn open(&mut self) -> Arc<dyn Store> {
         self.0 = Arc::new(MemoryStore::open(self.1.clone()));
         self.0.clone()
     }
@@ -43,11 +52,11 @@ impl Fixture for InMemory {
 struct OnDisk(tempfile::TempDir);
 
 impl Fixture for OnDisk {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary directory"))
+    async fn new() -> Option<Self> {
+        Some(Self(tempfile::tempdir().expect("a temporary directory")))
     }
 
-    fn open(&mut self) -> Arc<dyn Store> {
+    async fn open(&mut self) -> Arc<dyn Store> {
         Arc::new(
             EmbeddedStore::open(Settings { segment_bytes: 64 * 1024, ..Settings::new(self.0.path(), SHARDS) })
                 .expect("opens"),
@@ -56,6 +65,30 @@ impl Fixture for OnDisk {
 
     fn close(&mut self, store: Arc<dyn Store>) {
         drop(store);
+    }
+}
+
+/// A keyspace of its own on a running Cassandra.
+struct OnCassandra(Keyspace);
+
+impl Fixture for OnCassandra {
+    const EXPIRES_BY_ITSELF: bool = true;
+    const ROUNDS: u32 = 3;
+
+    async fn new() -> Option<Self> {
+        Keyspace::new(SHARDS).await.map(Self)
+    }
+
+    async fn open(&mut self) -> Arc<dyn Store> {
+        self.0.open(|settings| settings.segment_bytes = 4 * 1024).await
+    }
+
+    fn close(&mut self, store: Arc<dyn Store>) {
+        drop(store);
+    }
+
+    async fn end(self) {
+        self.0.end().await;
     }
 }
 
@@ -94,9 +127,8 @@ async fn seqs(store: &dyn Store, shard: u32, after: u64) -> Vec<u64> {
     store.read(shard, after, usize::MAX).await.expect("reads").iter().map(|entry| entry.seq).collect()
 }
 
-async fn epochs_rise_and_fence<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn epochs_rise_and_fence<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let first = raised(&*store, 0).await;
     assert_eq!((first.checkpoint_seq, &first.marks[..]), (0, &[][..]));
     let a = entry(0, first.epoch, 1, "a", 1);
@@ -111,7 +143,7 @@ async fn epochs_rise_and_fence<F: Fixture>() {
     let group = [entry(0, second.epoch, 2, "a", 3), entry(1, other.epoch, 1, "b", 1)];
     assert_eq!(append(&*store, &group).await, [Appended::Applied; 2]);
     place.close(store);
-    let store = place.open();
+    let store = place.open().await;
     let third = raised(&*store, 0).await;
     assert!(third.epoch > second.epoch);
     assert_eq!(
@@ -121,9 +153,8 @@ async fn epochs_rise_and_fence<F: Fixture>() {
     assert_eq!(seqs(&*store, 0, 0).await, [1, 2]);
 }
 
-async fn a_fenced_entry_does_not_keep_others_out<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn a_fenced_entry_does_not_keep_others_out<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let (old, other) = (raised(&*store, 0).await.epoch, raised(&*store, 1).await.epoch);
     raised(&*store, 0).await;
     let group = [entry(0, old, 1, "a", 1), entry(1, other, 1, "b", 1)];
@@ -131,9 +162,8 @@ async fn a_fenced_entry_does_not_keep_others_out<F: Fixture>() {
     assert_eq!((seqs(&*store, 0, 0).await, seqs(&*store, 1, 0).await), (vec![], vec![1]));
 }
 
-async fn what_is_appended_is_read<F: Fixture>() {
-    let mut place = F::new();
-    let mut store = place.open();
+async fn what_is_appended_is_read<F: Fixture>(place: &mut F) {
+    let mut store = place.open().await;
     let mut written = Vec::new();
     for round in 0..4 {
         let epoch = raised(&*store, 2).await.epoch;
@@ -147,7 +177,7 @@ async fn what_is_appended_is_read<F: Fixture>() {
         assert!(read.iter().eq(written.iter().map(|entry| &**entry)), "round {round}");
         assert!(store.journal_bytes() > 0);
         place.close(store);
-        store = place.open();
+        store = place.open().await;
     }
     assert_eq!(seqs(&*store, 2, 197).await, [198, 199, 200]);
     assert_eq!(seqs(&*store, 2, 200).await, [0u64; 0]);
@@ -157,9 +187,8 @@ async fn what_is_appended_is_read<F: Fixture>() {
     assert!((2..200).contains(&some), "{some} entries for 2000 bytes");
 }
 
-async fn an_identical_entry_is_written_once<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn an_identical_entry_is_written_once<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let epoch = raised(&*store, 0).await.epoch;
     let one = entry(0, epoch, 1, "a", 1);
     assert_eq!(append(&*store, std::slice::from_ref(&one)).await, [Appended::Applied]);
@@ -171,9 +200,8 @@ async fn an_identical_entry_is_written_once<F: Fixture>() {
     assert_eq!(seqs(&*store, 0, 0).await, [1]);
 }
 
-async fn groups_that_make_no_sense_are_refused_whole<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn groups_that_make_no_sense_are_refused_whole<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let epoch = raised(&*store, 0).await.epoch;
     let unknown = [entry(0, epoch, 1, "a", 1), entry(SHARDS, epoch, 1, "a", 1)];
     assert!(matches!(store.append(&unknown).await, Err(Error::NotApplied(_))));
@@ -184,9 +212,8 @@ async fn groups_that_make_no_sense_are_refused_whole<F: Fixture>() {
     assert_eq!(append(&*store, &[entry(0, epoch, 1, "a", 1)]).await, [Appended::Applied]);
 }
 
-async fn a_checkpoint_covers_the_journal<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn a_checkpoint_covers_the_journal<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let epoch = raised(&*store, 0).await.epoch;
     let other = raised(&*store, 1).await.epoch;
     for seq in 1..=10 {
@@ -206,7 +233,7 @@ async fn a_checkpoint_covers_the_journal<F: Fixture>() {
     let covered = entry(0, epoch, 2, "a", 2);
     assert_eq!(append(&*store, &[covered]).await, [Appended::Fenced { applied: None }]);
     place.close(store);
-    let store = place.open();
+    let store = place.open().await;
     let again = raised(&*store, 0).await;
     assert_eq!((again.checkpoint_seq, &again.marks[..]), (6, &[mark][..]));
     assert_eq!(raised(&*store, 1).await.checkpoint_seq, 10);
@@ -217,9 +244,8 @@ async fn a_checkpoint_covers_the_journal<F: Fixture>() {
     assert_eq!(store.journal_bytes(), 0);
 }
 
-async fn a_checkpoint_of_the_past_is_ignored<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn a_checkpoint_of_the_past_is_ignored<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let old = raised(&*store, 0).await.epoch;
     append(&*store, &[entry(0, old, 1, "a", 1)]).await;
     append(&*store, &[entry(0, old, 2, "a", 2)]).await;
@@ -234,9 +260,8 @@ async fn a_checkpoint_of_the_past_is_ignored<F: Fixture>() {
     assert!(matches!(store.checkpoint(vec![checkpoint(SHARDS, 1, 1, vec![])]).await, Err(Error::NotApplied(_))));
 }
 
-async fn keys_are_found_until_they_expire<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn keys_are_found_until_they_expire<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let epoch = raised(&*store, 0).await.epoch;
     for seq in 1..=2 {
         append(&*store, &[entry(0, epoch, seq, "a", 1)]).await;
@@ -255,25 +280,25 @@ async fn keys_are_found_until_they_expire<F: Fixture>() {
     );
     assert_eq!(store.load_key(0, &id("a"), "k2").await.expect("loads"), Some(record("a", "k2", 200)));
     assert_eq!((find("b", "k2").await, store.load_key(1, &id("a"), "k1").await.expect("loads")), (None, None));
+    let dropped = usize::from(!F::EXPIRES_BY_ITSELF);
     assert_eq!(store.expire_keys(301, 0).await.expect("expires"), 0);
-    assert_eq!(store.expire_keys(300, 1).await.expect("expires"), 1);
-    assert_eq!(store.expire_keys(300, 100).await.expect("expires"), 1);
+    assert_eq!(store.expire_keys(300, 1).await.expect("expires"), dropped);
+    assert_eq!(store.expire_keys(300, 100).await.expect("expires"), dropped);
     assert_eq!(store.expire_keys(300, 100).await.expect("expires"), 0);
     assert_eq!((find("a", "k1").await, find("a", "k2").await), (None, None));
     assert_eq!((find("b", "k1").await, find("a", "k4").await), (Some(300), Some(400)));
 }
 
-async fn lists_are_in_order_and_paged<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn lists_are_in_order_and_paged<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let mut epochs = Vec::new();
     for shard in 0..SHARDS {
         epochs.push(raised(&*store, shard).await.epoch);
     }
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(24));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(F::ROUNDS));
     let mut all = std::collections::BTreeMap::<String, Vec<u32>>::new();
     let mut seq = 0;
-    for _ in 0..24 {
+    for _ in 0..F::ROUNDS {
         let ids = prop::collection::vec(("[ab/é]{1,5}", 0..SHARDS), 0..12);
         let tree = ids.new_tree(&mut runner).expect("generates");
         seq += 1;
@@ -320,9 +345,8 @@ async fn lists_are_in_order_and_paged<F: Fixture>() {
     assert_eq!(store.list("", None, 0).await.expect("lists"), []);
 }
 
-async fn small_values_are_kept_and_scanned<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn small_values_are_kept_and_scanned<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     for (space, key) in
         [("rules", "a"), ("rules", "ab"), ("rules", "b"), ("rule", "sa"), ("rules2", "a"), ("", "rules")]
     {
@@ -331,7 +355,7 @@ async fn small_values_are_kept_and_scanned<F: Fixture>() {
     store.put("rules", "b", b"").await.expect("overwrites");
     store.delete("rules", "missing").await.expect("is no error");
     place.close(store);
-    let store = place.open();
+    let store = place.open().await;
     assert_eq!(store.get("rules", "a").await.expect("gets"), Some(b"rules:a".to_vec()));
     assert_eq!(store.get("rules", "b").await.expect("gets"), Some(vec![]));
     assert_eq!(store.get("rule", "a").await.expect("gets"), None);
@@ -356,9 +380,8 @@ async fn small_values_are_kept_and_scanned<F: Fixture>() {
     assert_eq!(keys("", 10).await, ["ab", "b"]);
 }
 
-async fn recovering_fences_and_keeps_everything<F: Fixture>() {
-    let mut place = F::new();
-    let store = place.open();
+async fn recovering_fences_and_keeps_everything<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
     let epoch = raised(&*store, 0).await.epoch;
     append(&*store, &[entry(0, epoch, 1, "a", 1)]).await;
     append(&*store, &[entry(0, epoch, 2, "a", 2)]).await;
@@ -381,7 +404,13 @@ macro_rules! suite {
     ($name:ident, $fixture:ty, [$($test:ident),* $(,)?]) => {
         mod $name {
             use super::*;
-            $(#[tokio::test] async fn $test() { super::$test::<$fixture>().await })*
+            $(#[tokio::test]
+            async fn $test() {
+                if let Some(mut place) = <$fixture>::new().await {
+                    super::$test(&mut place).await;
+                    place.end().await;
+                }
+            })*
         }
     };
     ($name:ident, $fixture:ty) => {
@@ -403,3 +432,4 @@ macro_rules! suite {
 
 suite!(memory, InMemory);
 suite!(embedded, OnDisk);
+suite!(cassandra, OnCassandra);

@@ -5,8 +5,9 @@
 //! may block its thread inside these futures when the work is a local disk's: the driver has a thread of its own, and
 //! long work (checkpoints, lists, expiry) belongs on one that may block.
 //!
-//! Next: `embedded` for a single process, `memory` for tests.
+//! Next: `embedded` for a single process, `cassandra` for a cluster, `memory` for tests.
 
+pub mod cassandra;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod embedded;
@@ -122,7 +123,8 @@ pub trait Store: Send + Sync + 'static {
     async fn load_key(&self, shard: u32, counter: &Id, key: &str) -> Result<Option<KeyRecord>, Error>;
 
     /// Drops checkpointed idempotency records from before `before_ms` (milliseconds since 1970), at most `limit`. Returns
-    /// how many; fewer than `limit` means that none is left. Not durable by itself: what comes back is dropped again.
+    /// how many; fewer than `limit` means that none is left. Not durable by itself: what comes back is dropped again. A
+    /// store whose records expire by themselves only hides them, all at once, and answers 0.
     async fn expire_keys(&self, before_ms: u64, limit: usize) -> Result<usize, Error>;
 
     /// Checkpointed counters with this prefix, after `after`, ascending in [`list_order`]: up to `limit` ids, each with its

@@ -1,0 +1,246 @@
+//! The store of a cluster: Cassandra or ScyllaDB, reached through the `scylla` driver, which nothing else names.
+//!
+//! Every shard has a journal of segments, one partition each, to which only the owner of the highest epoch can append:
+//! each append is a conditional write. Several processes may use it at once; what makes a write of an old owner fail is
+//! in the store, not in a clock. A failing network is never `Broken` here: an append is `Unknown`, and everything else
+//! may be done again.
+//!
+//! It deliberately has no cache, and no queue: callers bound what is under way. Deletions that fail (old marks, chunks,
+//! segments that a crash left unlinked) cost room alone.
+//!
+//! Next: `schema` (tables), `journal` (appends, rotation), `takeover`, `checkpoint`, `partials`, `values`.
+
+mod checkpoint;
+mod connect;
+mod cql;
+mod journal;
+mod owned;
+mod partials;
+mod schema;
+mod statements;
+mod takeover;
+mod values;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+
+pub use self::connect::{Scope, Settings, Tls};
+use self::cql::Cql;
+use self::owned::Owned;
+pub use self::schema::{Initialised, init};
+use self::statements::Statements;
+use super::{Appended, Checkpoint, Error, Listed, Raised, Store};
+use crate::counter::Id;
+use crate::limits;
+use crate::shard::Entry;
+use crate::shard::entry::KeyRecord;
+use crate::shard::partials::Partial;
+
+pub struct CassandraStore {
+    settings: Settings,
+    cql: Cql,
+    statements: Statements,
+    /// Shards that this process took over last; another may have come since.
+    owned: Mutex<HashMap<u32, Owned>>,
+    /// Idempotency records from before are not shown any more. Milliseconds since 1970.
+    keys_from_ms: AtomicU64,
+    #[cfg(test)]
+    faults: tests::Faults,
+}
+
+/// Moments of a work in several writes at which a test stops it, as a crash would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    EpochRaised,
+    SegmentRaised,
+    SegmentCreated,
+    SegmentSealed,
+    MarksWritten,
+    PositionMoved,
+    SegmentDrops,
+}
+
+/// Connects and checks that everything is as it must be. `Refused`, with one sentence for the operator, when it is not.
+pub async fn open(settings: Settings) -> Result<Arc<CassandraStore>, Error> {
+    settings.checked()?;
+    let cql = connect::connect(&settings).await?;
+    schema::check(&cql, &settings).await?;
+    let statements = Statements::prepare(&cql.session, settings.scope).await?;
+    Ok(Arc::new(CassandraStore {
+        settings,
+        cql,
+        statements,
+        owned: Mutex::default(),
+        keys_from_ms: AtomicU64::new(0),
+        #[cfg(test)]
+        faults: tests::Faults::default(),
+    }))
+}
+
+impl CassandraStore {
+    fn known(&self, shard: u32) -> Result<(), Error> {
+        let count = self.settings.shards;
+        if shard < count { Ok(()) } else { Err(Error::NotApplied(format!("there is no shard {shard}, only {count}"))) }
+    }
+
+    fn owned(&self, shard: u32) -> Option<Owned> {
+        self.owned.lock().get(&shard).cloned()
+    }
+
+    /// Changes what is known of a shard, unless another takeover replaced it.
+    fn change(&self, shard: u32, epoch: u64, change: impl FnOnce(&mut Owned)) {
+        if let Some(owned) = self.owned.lock().get_mut(&shard).filter(|owned| owned.epoch == epoch) {
+            change(owned);
+        }
+    }
+
+    fn update(&self, entry: &Entry, change: impl FnOnce(&mut Owned)) {
+        self.change(entry.shard, entry.epoch, change);
+    }
+
+    /// Another owner was met.
+    fn lost(&self, entry: &Entry) {
+        let mut owned = self.owned.lock();
+        if owned.get(&entry.shard).is_some_and(|owned| owned.epoch == entry.epoch) {
+            owned.remove(&entry.shard);
+        }
+    }
+
+    fn lapse(&self, shard: u32) {
+        if let Some(owned) = self.owned.lock().get_mut(&shard) {
+            owned.lapsed = true;
+        }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests stop here")]
+    fn reached(&self, _: Step) -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn reached(&self, step: Step) -> Result<(), Error> {
+        self.faults.reached(step)
+    }
+}
+
+fn checked_key(space: &str, key: &str) -> Result<(), Error> {
+    let (bytes, max) = (space.len() + key.len(), limits::VALUE_KEY_BYTES_MAX);
+    if bytes <= max {
+        Ok(())
+    } else {
+        Err(Error::NotApplied(format!("a key of {bytes} bytes; at most {max} are stored")))
+    }
+}
+
+#[async_trait]
+impl Store for CassandraStore {
+    async fn raise(&self, shard: u32) -> Result<Raised, Error> {
+        self.known(shard)?;
+        self.take_over(shard).await
+    }
+
+    async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {
+        self.known(shard)?;
+        self.read_entries(shard, after_seq, bytes_max).await
+    }
+
+    /// The entries are written at the same time, each on its own.
+    async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error> {
+        for (at, entry) in group.iter().enumerate() {
+            self.known(entry.shard)?;
+            if group[..at].iter().any(|before| before.shard == entry.shard) {
+                return Err(Error::NotApplied(format!("two entries of shard {} in one group", entry.shard)));
+            }
+        }
+        let results = join_all(group.iter().map(|entry| self.append_one(entry))).await;
+        if let Some(Err(why)) = results.iter().find(|_| results.iter().all(Result::is_err)) {
+            return Err(Error::NotApplied(why.to_string()));
+        }
+        // Beside one that was sent, one that was not is unknown for the caller: it sends it again.
+        Ok(results.into_iter().map(|result| result.unwrap_or(Appended::Unknown)).collect())
+    }
+
+    async fn confirm(&self, shard: u32, epoch: u64) -> Result<bool, Error> {
+        self.known(shard)?;
+        Ok(self.shard_row(shard).await?.epoch == epoch)
+    }
+
+    /// One after the other: each is whole or ignored, and those before one that fails are written. Writing all of them
+    /// again changes nothing.
+    async fn checkpoint(&self, checkpoints: Vec<Checkpoint>) -> Result<(), Error> {
+        for checkpoint in &checkpoints {
+            self.known(checkpoint.shard)?;
+        }
+        for checkpoint in &checkpoints {
+            self.write_checkpoint(checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    async fn load(&self, shard: u32, counter: &Id) -> Result<Option<Partial>, Error> {
+        self.load_partial(shard, counter).await
+    }
+
+    async fn load_key(&self, shard: u32, counter: &Id, key: &str) -> Result<Option<KeyRecord>, Error> {
+        let from_ms = self.keys_from_ms.load(Ordering::Relaxed);
+        Ok(self.load_record(shard, counter, key).await?.filter(|record| record.at_ms >= from_ms))
+    }
+
+    /// The rows expire by themselves; what is older is only not shown any more.
+    async fn expire_keys(&self, before_ms: u64, limit: usize) -> Result<usize, Error> {
+        if limit > 0 {
+            self.keys_from_ms.fetch_max(before_ms, Ordering::Relaxed);
+        }
+        Ok(0)
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error> {
+        self.list_partials(prefix, after, limit).await
+    }
+
+    async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        checked_key(space, key)?;
+        self.get_value(space, key).await
+    }
+
+    async fn put(&self, space: &str, key: &str, value: &[u8]) -> Result<(), Error> {
+        checked_key(space, key)?;
+        let (bytes, max) = (value.len(), limits::VALUE_BYTES_MAX);
+        if bytes > max {
+            return Err(Error::NotApplied(format!("a value of {bytes} bytes; at most {max} are stored")));
+        }
+        self.put_value(space, key, value).await
+    }
+
+    async fn delete(&self, space: &str, key: &str) -> Result<(), Error> {
+        checked_key(space, key)?;
+        self.delete_value(space, key).await
+    }
+
+    async fn scan(&self, space: &str, prefix: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        checked_key(space, prefix)?;
+        self.scan_values(space, prefix, limit).await
+    }
+
+    /// The driver connects anew by itself: this asks whether it did. What was owned is not any more.
+    async fn recover(&self) -> Result<(), Error> {
+        for owned in self.owned.lock().values_mut() {
+            owned.lapsed = true;
+        }
+        self.shard_row(0).await?;
+        Ok(())
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        self.owned.lock().values().map(Owned::journal_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
