@@ -5,7 +5,7 @@ BIN := target/release/quipu
 DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup test bench lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down test bench lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ run: build ## Build everything and serve on :8080 with the store in ./quipu-data
 demo-modulo: build ## Serve three modulo shards on 4000 and 3000-3002
 	$(BIN) serve --data-dir $(DEMO_DIR) --shards 3 --listen 127.0.0.1:4000 --compat-shard-listen 127.0.0.1:3000
 
-build: plugins ## Build the program: target/release/quipu
+build: protoc plugins ## Build the program: target/release/quipu
 	$(CARGO) build --release --locked -p quipu
 
 plugins: ## Build the built-in policies as WebAssembly components
@@ -34,8 +34,19 @@ plugin-js: ## Build and test the example in JavaScript (needs node and npm)
 guests: ## Build the hostile guests of the tests
 	$(MAKE) -C tests/guests all
 
+# etcd's client is built with it.
+protoc:
+	@.ci/setup build
+
 setup: ## Install what tests and bench need beyond a Rust toolchain
 	.ci/setup
+
+services: ## Start etcd and Cassandra on loopback; UP="--cassandra-nodes 3" for three nodes
+	.ci/setup services
+	tests/services/up $(UP)
+
+services-down: ## Stop what make services started
+	tests/services/down
 
 test: setup ## Run everything that the project tests, with the minutes of each part
 	.ci/test
@@ -48,6 +59,7 @@ lint: plugins ## Formatting and clippy, warnings are errors
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(MAKE) -C plugins lint
 	$(MAKE) -C tests/guests lint
+	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/*.sh
 
 ci: ## What CI runs
 	.ci/run
