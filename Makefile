@@ -5,7 +5,7 @@ BIN := target/release/quipu
 DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down test bench lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down model test bench lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ services: ## Start etcd and Cassandra on loopback; UP="--cassandra-nodes 3" for 
 services-down: ## Stop what make services started
 	tests/services/down
 
+model: ## Check the model of the journal within larger bounds (tests/model), some minutes
+	$(CARGO) run --release --locked --manifest-path tests/model/Cargo.toml
+
 test: setup ## Run everything that the project tests, with the minutes of each part
 	.ci/test
 
@@ -59,6 +62,8 @@ lint: plugins ## Formatting and clippy, warnings are errors
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(MAKE) -C plugins lint
 	$(MAKE) -C tests/guests lint
+	$(CARGO) fmt --check --manifest-path tests/model/Cargo.toml
+	$(CARGO) clippy --release --locked --all-targets --manifest-path tests/model/Cargo.toml -- -D warnings
 	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/*.sh
 
 ci: ## What CI runs
@@ -68,3 +73,4 @@ clean: ## Remove everything that was built
 	$(CARGO) clean
 	$(CARGO) clean --manifest-path plugins/Cargo.toml
 	$(CARGO) clean --manifest-path tests/guests/Cargo.toml
+	$(CARGO) clean --manifest-path tests/model/Cargo.toml
