@@ -27,7 +27,8 @@
 //!    number), with our epoch and tail; `SET next` on the old one IF epoch AND tail AND next = null, which is the moment
 //!    of rotation; then, at leisure, move the pointer IF epoch AND it is where we last knew it.
 //! 5. **Create must lose to drop**: a copy of a create that arrives after the segment was dropped must not bring it
-//!    back. (In Cassandra: write it with a fixed timestamp below all others, so that the tombstone covers it.)
+//!    back. In Cassandra: a plain write with a fixed timestamp below all others, so that it changes nothing that is
+//!    there and the tombstone of the drop covers it.
 //! 6. **Checkpoint**: partials first, then the position IF epoch AND it is where we last knew it.
 //! 7. **Drop**: the oldest sealed segment, when we know that both pointer and position are in later ones.
 //! 8. **Exact read**: answered with all that is journaled, once an append that was sent after the read arrived is known

@@ -1,7 +1,7 @@
 //! What the store holds for one shard, and the requests that change it.
 //!
-//! Every request is a conditional write on one partition and is applied in one step. A request names everything that it
-//! depends on, so it means the same whenever and however often it arrives. How requests travel: `system.rs`.
+//! Every request is a write on one partition and is applied in one step. It names everything that it depends on, so it
+//! means the same whenever and however often it arrives. How requests travel: `system.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,10 +49,10 @@ pub struct Segment {
     pub entries: BTreeMap<Seq, Op>,
 }
 
-/// A conditional write on one partition.
+/// A write on one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Request {
-    /// First step of a rotation: a partition for the next segment, IF it was never there.
+    /// First step of a rotation: a partition for the next segment. What was ever there stays as it is.
     Create { id: SegmentId, epoch: Epoch, tail: Seq },
     /// Second step: SET next IF epoch AND tail AND next = null. This is the moment of rotation.
     Seal { id: SegmentId, next: SegmentId, epoch: Epoch, tail: Seq },
@@ -136,12 +136,13 @@ impl Store {
         }
     }
 
+    /// Says `applied` whatever was there, as a write without a condition does. It loses to all that was ever written to
+    /// the partition, its drop included.
     fn create(&mut self, id: SegmentId, epoch: Epoch, tail: Seq, variant: Variant) -> Answer {
-        let is_there = self.segments.get(&id).map(|segment| segment.epoch);
-        let was_dropped = self.dropped.contains(&id) && variant != Variant::CreateOutlivesDrop;
-        answer(is_there.is_none() && !was_dropped, is_there, is_there.is_some(), || {
-            self.segments.insert(id, Segment { epoch, tail, next: None, entries: BTreeMap::new() });
-        })
+        if !self.dropped.contains(&id) || variant == Variant::CreateOutlivesDrop {
+            self.segments.entry(id).or_insert(Segment { epoch, tail, next: None, entries: BTreeMap::new() });
+        }
+        Answer::Applied
     }
 
     fn seal(&mut self, id: SegmentId, next: SegmentId, epoch: Epoch, tail: Seq) -> Answer {
