@@ -1,4 +1,8 @@
 //! How the parts are put together: build, listen, serve, drain. Each part knows only what it is handed here.
+//!
+//! What a node of a cluster has besides is put together in `cluster`.
+
+pub mod cluster;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
+use self::cluster::Membership;
 use crate::commit::{self, Commits, Inbox};
 use crate::counter::{Id, key_hash};
 use crate::cpu;
@@ -18,6 +23,7 @@ use crate::http::server::{self, Server};
 use crate::limits;
 use crate::node::{self, Node};
 use crate::policy::{self, ShardInfo, View};
+use crate::registry::etcd::Etcd;
 use crate::settings::Settings;
 use crate::shard::partials::Resident;
 use crate::store::Store;
@@ -25,7 +31,10 @@ use crate::store::embedded::{self, EmbeddedStore};
 
 /// Runs a node until SIGTERM or SIGINT, drains it, and returns.
 pub async fn run(settings: Settings) -> Result<()> {
-    let store: Arc<dyn Store> = Arc::new(open(&settings.data_dir, settings.shards)?);
+    let store: Arc<dyn Store> = match &settings.cluster {
+        None => Arc::new(open(&settings.data_dir, settings.shards)?),
+        Some(chosen) => cluster::open_store(&settings, chosen).await?,
+    };
     let inboxes: Vec<Arc<Inbox>> = (0..settings.workers).map(|_| Arc::default()).collect();
     let commits = Arc::new(Commits::new(settings.shards, inboxes.clone()));
 
@@ -44,11 +53,21 @@ pub async fn run(settings: Settings) -> Result<()> {
         replay_bytes: limits::REPLAY_BYTES,
         resident_max: settings.resident_counters.div_ceil(settings.shards as usize),
     };
-    let threads = commit::spawn(&commits, &store, commit_settings).context("the journal cannot be replayed")?;
+    let (threads, mut membership) = match &settings.cluster {
+        None => {
+            let threads = commit::spawn(&commits, &store, commit_settings);
+            (threads.context("the journal cannot be replayed")?, None)
+        }
+        Some(chosen) => {
+            let threads = commit::spawn_lanes(&commits, &store, commit_settings, chosen.appends_max)?;
+            (threads, Some(Membership::join(&settings, chosen, &commits).await?))
+        }
+    };
 
     let node_settings = node::Settings { id: settings.node_id.clone(), key_window: settings.idempotency_window };
-    let node = Node::new(node_settings, store, commits.clone(), policies, catalog, None).await;
-    let node = Arc::new(node.context("the rules in the data directory cannot be put in force")?);
+    let place = membership.as_ref().map(Membership::cluster);
+    let node = Node::new(node_settings, store, commits.clone(), policies, catalog, place).await;
+    let node = Arc::new(node.context("the rules that are stored cannot be put in force")?);
     publish_view(&node);
 
     let main = server::bind(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
@@ -63,7 +82,10 @@ pub async fn run(settings: Settings) -> Result<()> {
             drain_timeout: settings.drain_timeout,
         },
     )?;
-    let sampling = tokio::spawn(sample(node.clone()));
+    if let Some(membership) = &mut membership {
+        membership.start(&node, advertised(address).to_string())?;
+    }
+    let sampling = tokio::spawn(sample(node.clone(), membership.as_ref().map(|membership| membership.etcd.clone())));
     announce(address, &compat)?;
 
     let accepting = async {
@@ -73,18 +95,37 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let until_told = async {
+        tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            // Only damaged data ends the commit thread; `join` below says how.
+            () = commits.ended() => None,
+        }
+    };
+    let until_left = async {
+        let told: Option<anyhow::Error> = until_told.await;
+        if let Some(membership) = &membership {
+            info!("stopping: shards are handed over while requests go on");
+            node.leaving();
+            membership.leave(limits::HAND_OVER_TIMEOUT.min(settings.drain_timeout)).await;
+        }
+        told
+    };
     let failed = tokio::select! {
         ended = accepting => Some(anyhow!("the listening sockets ended: {:?}", ended.err())),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        // Only damaged data ends the commit thread; `join` below says how.
-        () = commits.ended() => None,
+        told = until_left => told,
     };
     info!("stopping: open requests finish, then the journal is closed");
     sampling.abort();
-    server.drain();
+    // Requests under way need this thread: it carries them to other nodes.
+    tokio::task::spawn_blocking(move || server.drain()).await?;
     commits.stop();
-    threads.join().context("counting ended; everything that was acknowledged is in the journal")?;
+    let joined = tokio::task::spawn_blocking(move || threads.join()).await?;
+    joined.context("counting ended; everything that was acknowledged is in the journal")?;
+    if let Some(membership) = membership {
+        membership.end().await;
+    }
     failed.map_or(Ok(()), Err)
 }
 
@@ -150,7 +191,7 @@ fn partials(commits: &Arc<Commits>, store: &Arc<dyn Store>) -> policy::imports::
 }
 
 /// Once a second: CPU use, and the picture of the shards that policies see.
-async fn sample(node: Arc<Node>) {
+async fn sample(node: Arc<Node>, etcd: Option<Arc<Etcd>>) {
     let mut sampler = cpu::Sampler::new();
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -159,7 +200,13 @@ async fn sample(node: Arc<Node>) {
         let cpu = sampler.sample().clamp(0.0, 1.0);
         node.stats.cpu_micros.store((cpu * 1e6) as u64, Ordering::Relaxed);
         node.policies.set_node_cpu(cpu);
-        publish_view(&node);
+        match &etcd {
+            None => publish_view(&node),
+            Some(etcd) => {
+                etcd.update_node(|info| (info.cpu, info.queued) = (cpu, node.commits.queued() as u64));
+                node.policies.publish(cluster::view(&etcd.picture(), &node));
+            }
+        }
         node.judge_canaries().await;
     }
 }

@@ -144,6 +144,11 @@ impl Node {
         let _ = self.followed.subscribe().wait_for(|followed| *followed >= revision).await;
     }
 
+    /// The revision up to which everything is in force here.
+    pub fn followed(&self) -> i64 {
+        *self.followed.borrow()
+    }
+
     /// Puts in force what the shared registry holds.
     pub async fn follow(self: &Arc<Self>, snapshot: Snapshot) -> Result<(), Error> {
         let revision = snapshot.revision;

@@ -20,7 +20,7 @@ pub mod write;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -63,6 +63,7 @@ pub struct Node {
     /// Places for uploads whose bytes are in memory.
     uploads: Arc<tokio::sync::Semaphore>,
     totals: totals::Totals,
+    leaving: AtomicBool,
 }
 
 /// How a node of a cluster reaches the others.
@@ -165,6 +166,7 @@ impl Node {
             uploading: tokio::sync::Mutex::default(),
             uploads: Arc::new(tokio::sync::Semaphore::new(limits::UPLOADS_MAX)),
             totals: totals::Totals::default(),
+            leaving: AtomicBool::new(false),
         };
         node.load_rules().await?;
         Ok(node)
@@ -174,9 +176,14 @@ impl Node {
         self.rules.load()
     }
 
-    /// Takes operations and has finished its start.
+    /// Takes operations, has finished its start, and does not leave the cluster.
     pub fn ready(&self) -> bool {
-        self.commits.serving()
+        self.commits.serving() && !self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// From now on load balancers should send requests elsewhere; those that come are still served.
+    pub fn leaving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Every shard that may hold a partial of the counter, the home shard first.

@@ -56,8 +56,8 @@ pub struct Tls {
 /// The same, read.
 #[derive(Clone)]
 pub struct Identity {
-    ca: tonic::transport::Certificate,
-    own: tonic::transport::Identity,
+    pub ca: tonic::transport::Certificate,
+    pub own: tonic::transport::Identity,
 }
 
 impl Tls {
