@@ -2,6 +2,7 @@
 //!
 //! What a node of a cluster has besides is put together in `cluster`.
 
+mod backend;
 pub mod cluster;
 
 use std::path::Path;
@@ -38,10 +39,19 @@ pub async fn run(settings: Settings) -> Result<()> {
     let inboxes: Vec<Arc<Inbox>> = (0..settings.workers).map(|_| Arc::default()).collect();
     let commits = Arc::new(Commits::new(settings.shards, inboxes.clone()));
 
+    let mut membership = match &settings.cluster {
+        None => None,
+        Some(chosen) => Some(Membership::join(&settings, chosen, &commits).await?),
+    };
+
+    let backend: Arc<dyn policy::Backend> = match &membership {
+        None => Arc::new(policy::StoreBackend::new(store.clone(), partials(&commits, &store))),
+        Some(membership) => Arc::new(membership.backend(&commits, &store)),
+    };
     let policies = policy::Engine::new(policy::Settings {
         cache_dir: Some(settings.cache_dir.clone()),
         enabled: settings.policies && !node::plugins::switched_off(&*store).await?,
-        backend: Some(Arc::new(policy::StoreBackend::new(store.clone(), partials(&commits, &store)))),
+        backend: Some(backend),
         trust: policy::Trust::new(&settings.plugin_keys)?,
         ..policy::Settings::default()
     })?;
@@ -53,15 +63,9 @@ pub async fn run(settings: Settings) -> Result<()> {
         replay_bytes: limits::REPLAY_BYTES,
         resident_max: settings.resident_counters.div_ceil(settings.shards as usize),
     };
-    let (threads, mut membership) = match &settings.cluster {
-        None => {
-            let threads = commit::spawn(&commits, &store, commit_settings);
-            (threads.context("the journal cannot be replayed")?, None)
-        }
-        Some(chosen) => {
-            let threads = commit::spawn_lanes(&commits, &store, commit_settings, chosen.appends_max)?;
-            (threads, Some(Membership::join(&settings, chosen, &commits).await?))
-        }
+    let threads = match &settings.cluster {
+        None => commit::spawn(&commits, &store, commit_settings).context("the journal cannot be replayed")?,
+        Some(chosen) => commit::spawn_lanes(&commits, &store, commit_settings, chosen.appends_max)?,
     };
 
     let node_settings = node::Settings { id: settings.node_id.clone(), key_window: settings.idempotency_window };
@@ -127,6 +131,12 @@ pub async fn run(settings: Settings) -> Result<()> {
         membership.end().await;
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// Makes the store of a cluster, or brings it to this version. Returns what was done, in one sentence.
+pub async fn init_store(settings: &Settings) -> Result<String> {
+    let chosen = settings.cluster.as_ref().context("--cassandra is missing: it says where the store is to be made")?;
+    cluster::init_store(settings, chosen).await
 }
 
 fn open(data_dir: &Path, shards: u32) -> Result<EmbeddedStore> {

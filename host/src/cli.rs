@@ -30,6 +30,7 @@ Examples:
   quipu serve --listen 127.0.0.1:0 --data-dir /var/lib/quipu --shards 64
   QUIPU_DATA_DIR=/var/lib/quipu QUIPU_ADMIN_TOKEN=… quipu serve
   quipu serve --config quipu.toml       # lines like: data-dir = \"/var/lib/quipu\"
+  quipu serve --etcd http://10.0.0.5:2379 --cassandra 10.0.0.6:9042   # a node of a cluster
 
 Each setting is a flag (--data-dir), a variable (QUIPU_DATA_DIR) and a key of
 the file (data-dir). Flags win over variables, variables over the file.
@@ -56,6 +57,11 @@ Examples:
 The project builds as it is; its README.md has the commands to build, test and
 push it. Files that are there already are never touched.";
 
+const STORE_EXAMPLES: &str = "\
+Examples:
+  quipu store init --cassandra 10.0.0.6:9042
+  quipu store init --cassandra a:9042,b:9042 --cluster shop --shards 24 --replication 3";
+
 const RULE_EXAMPLES: &str = "\
 Examples:
   quipu rule set likes/ --selection two-choices --spread 6
@@ -77,8 +83,23 @@ pub enum Command {
     /// Run a node: the counter service
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
+    /// Prepare the store of a cluster
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
     #[command(flatten)]
     Client(ClientCommand),
+}
+
+/// What is done to a cluster's store without a node.
+#[derive(Subcommand)]
+pub enum StoreCommand {
+    /// Make keyspace and tables in Cassandra, or bring them to this version; may be run again
+    ///
+    /// Takes the settings of `quipu serve`, of which --cassandra, --cluster, --shards and --replication matter here.
+    #[command(after_help = STORE_EXAMPLES)]
+    Init(ServeArgs),
 }
 
 #[derive(Args, Clone, Default)]
@@ -105,6 +126,8 @@ pub enum ClientCommand {
     Cluster {
         #[command(flatten)]
         server: ServerArgs,
+        #[command(subcommand)]
+        command: Option<ClusterCommand>,
     },
     /// Write, test, upload, activate and watch policies
     Plugin {
@@ -127,7 +150,7 @@ impl ClientCommand {
     pub fn server(&self) -> &ServerArgs {
         match self {
             Self::Counter { server, .. }
-            | Self::Cluster { server }
+            | Self::Cluster { server, .. }
             | Self::Plugin { server, .. }
             | Self::Rule { server, .. } => server,
         }
@@ -146,6 +169,14 @@ pub struct ServerArgs {
     /// Print the server's JSON, one object a line for streams
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+#[derive(Subcommand, Clone, Copy)]
+pub enum ClusterCommand {
+    /// Recount every counter from checkpoints and journal, and compare with what is served
+    ///
+    /// Reads the whole store and pauses nothing. Exit code 1 when something differs.
+    Verify,
 }
 
 #[derive(Subcommand)]

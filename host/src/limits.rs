@@ -227,3 +227,9 @@ pub const CASSANDRA_SCAN_PAGE: usize = 64;
 pub const FORMAT: u32 = 1;
 /// A stopping node hands its shards over within this, or the others take them when its lease ends.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Differences that an audit names; it counts all.
+pub const AUDIT_DIFFERENCES_MAX: usize = 100;
+/// How often the audit looks at a partial that seems different, before it says so.
+pub const AUDIT_LOOKS: usize = 20;
+/// A node recounts its shards within this.
+pub const AUDIT_TIMEOUT: Duration = Duration::from_secs(3600);

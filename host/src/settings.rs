@@ -246,6 +246,15 @@ impl Settings {
     /// Reads the file of `--config`, merges it with the environment and the flags, and checks every value. Files are
     /// read (the settings, the token), nothing is written.
     pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, Invalid> {
+        Self::resolve_with(args, environment, cluster::Purpose::Serve)
+    }
+
+    /// The same for a command that only needs the store of a cluster: etcd may be left out.
+    pub fn resolve_for_store(args: &ServeArgs, environment: &Environment) -> Result<Self, Invalid> {
+        Self::resolve_with(args, environment, cluster::Purpose::Store)
+    }
+
+    fn resolve_with(args: &ServeArgs, environment: &Environment, purpose: cluster::Purpose) -> Result<Self, Invalid> {
         let mut layers = Layers::gather(args, environment);
         let data_dir = layers.read("data-dir", |k| &k.data_dir, value::path).unwrap_or_else(|| "./quipu-data".into());
         let shards = layers
@@ -283,7 +292,7 @@ impl Settings {
                 .read("cache-dir", |k| &k.cache_dir, value::path)
                 .unwrap_or_else(|| default_cache_dir(environment).unwrap_or_else(|| data_dir.join("cache"))),
             data_dir,
-            cluster: Cluster::read(&mut layers, environment),
+            cluster: Cluster::read(&mut layers, environment, purpose),
         };
         if let Some(first) = settings.compat_shard_listen
             && overlap(first, settings.shards, settings.listen)

@@ -17,6 +17,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::ServerTlsConfig;
 use tracing::{info, warn};
 
+use super::backend::ClusterBackend;
 use crate::cluster::{Agent, Config, Shards};
 use crate::commit::Commits;
 use crate::error::{Error, Kind};
@@ -25,7 +26,7 @@ use crate::node::{self, Node};
 use crate::peer::links::Driver;
 use crate::peer::service::Service;
 use crate::peer::{self, Identity, Links, Map, Member, Owner, Questions, Receiver};
-use crate::policy::{ShardInfo, View};
+use crate::policy::{self, ShardInfo, View};
 use crate::registry::etcd::{self, Etcd};
 use crate::registry::picture::{self, NodeInfo, Picture, State};
 use crate::registry::{History, Shared, Snapshot};
@@ -41,6 +42,20 @@ pub async fn open_store(settings: &Settings, chosen: &Chosen) -> Result<Arc<dyn 
         cassandra::init(&settings).await?;
     }
     Ok(cassandra::open(settings).await?)
+}
+
+pub async fn init_store(settings: &Settings, chosen: &Chosen) -> Result<String> {
+    let done = cassandra::init(&store_settings(settings, chosen)).await?;
+    let (name, shards, copies) = (&chosen.name, settings.shards, chosen.replication);
+    Ok(match done {
+        cassandra::Initialised::Created => {
+            format!("The keyspace {name} is made: {shards} shards, {copies} copies of everything.")
+        }
+        cassandra::Initialised::Migrated { from } => {
+            format!("The keyspace {name} is brought from schema version {from} to this program's.")
+        }
+        cassandra::Initialised::AlreadyThere => format!("The keyspace {name} is there already; nothing was changed."),
+    })
 }
 
 /// How Cassandra is reached, for a node and for `quipu store init`.
@@ -78,10 +93,9 @@ impl Membership {
         let bound = socket.local_addr()?;
         let peer_address = match &chosen.advertise {
             // Port 0 is only known now.
-            Some(address) => address.strip_suffix(":0").map_or_else(
-                || address.clone(),
-                |host| format!("{host}:{}", bound.port()),
-            ),
+            Some(address) => {
+                address.strip_suffix(":0").map_or_else(|| address.clone(), |host| format!("{host}:{}", bound.port()))
+            }
             None => address_towards(bound, &chosen.etcd),
         };
         let Credentials { user, password, tls } = chosen.etcd_credentials.clone();
@@ -131,9 +145,26 @@ impl Membership {
     /// What the node needs of it.
     pub fn cluster(&self) -> node::Cluster {
         node::Cluster {
-            peers: node::Peers { links: self.links.clone(), questions: self.questions.clone() },
+            peers: node::Peers {
+                links: self.links.clone(),
+                questions: self.questions.clone(),
+                pictures: self.etcd.pictures(),
+            },
             registry: Arc::new(SharedEtcd(self.etcd.clone())),
             snapshot: snapshot_of(&self.etcd.picture()),
+        }
+    }
+
+    /// What policies read and write.
+    pub fn backend(&self, commits: &Arc<Commits>, store: &Arc<dyn Store>) -> ClusterBackend {
+        // Partials are this backend's own affair.
+        let none = Box::new(|_: &str, _| Err(crate::policy::imports::Unavailable));
+        ClusterBackend {
+            etcd: self.etcd.clone(),
+            values: policy::StoreBackend::new(store.clone(), none),
+            commits: commits.clone(),
+            store: store.clone(),
+            questions: self.questions.clone(),
         }
     }
 
@@ -301,9 +332,8 @@ pub fn view(picture: &Picture, node: &Node) -> View {
 }
 
 fn snapshot_of(picture: &Picture) -> Snapshot {
-    let rules = picture.rules.iter().map(|(prefix, revised)| {
-        (prefix.clone(), (revised.value.clone(), revised.mod_revision))
-    });
+    let rules =
+        picture.rules.iter().map(|(prefix, revised)| (prefix.clone(), (revised.value.clone(), revised.mod_revision)));
     let plugins = picture.plugins.iter().map(|(digest, plugin)| (digest.clone(), plugin.name.clone()));
     Snapshot { revision: picture.revision, rules: rules.collect(), plugins: plugins.collect() }
 }
@@ -337,9 +367,9 @@ struct CommitShards {
 impl Shards for CommitShards {
     async fn take_over(&self, shard: u32) -> Result<u64, Error> {
         let epoch = self.commits.take_over(shard).await;
-        epoch.inspect(|epoch| info!("shard {shard} is served here under epoch {epoch}")).map_err(|why| {
-            Error::new(Kind::Unavailable, format!("Shard {shard} could not be taken over: {why}."))
-        })
+        epoch
+            .inspect(|epoch| info!("shard {shard} is served here under epoch {epoch}"))
+            .map_err(|why| Error::new(Kind::Unavailable, format!("Shard {shard} could not be taken over: {why}.")))
     }
 
     async fn hand_over(&self, shard: u32) {

@@ -35,6 +35,31 @@ pub fn cluster(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
     output.table(&[right("SHARD"), left("OWNER"), right("EPOCH"), right("COUNTERS"), right("JOURNAL")], &shards)
 }
 
+/// Fails when something is not served as it was recounted.
+pub fn verify(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
+    let answer = api.call_patiently(Call::new(Method::POST, "/v1/cluster/verify"))?;
+    let different = answer.json["different"].as_u64().unwrap_or_default();
+    if output.style.json {
+        output.json(&answer.text)?;
+    } else {
+        let number = |name| output.number(&text(&answer.json, name));
+        let recounted = format!("{} partials on {} shards recounted", number("partials"), number("shards"));
+        output.line(&recounted)?;
+        let row = |d: &Value| {
+            let value = |name| d[name].as_i64().map_or("none".into(), |value| value.to_string());
+            vec![text(d, "id"), text(d, "shard"), value("recounted"), value("served")]
+        };
+        let rows: Vec<_> = items(&answer.json, "differences").iter().map(row).collect();
+        if !rows.is_empty() {
+            output.table(&[left("COUNTER"), right("SHARD"), right("RECOUNTED"), right("SERVED")], &rows)?;
+        }
+    }
+    match different {
+        0 => Ok(()),
+        _ => Err(Error::Failed(format!("{different} partials are not served as they were recounted"))),
+    }
+}
+
 fn yes_no(value: &Value) -> String {
     value.as_bool().map_or("", |yes| if yes { "yes" } else { "no" }).to_owned()
 }

@@ -111,6 +111,12 @@ impl Api {
         self.answer(response)
     }
 
+    /// The same for an answer that may take any time.
+    pub fn call_patiently(&self, call: Call) -> Result<Answer, Error> {
+        let response = self.send(call, Wait::Silent)?;
+        self.answer(response)
+    }
+
     /// Sends a body of known length as it is read.
     pub fn upload(&self, call: Call, body: &mut dyn std::io::Read, bytes: usize) -> Result<Answer, Error> {
         let call = call.header("content-length", Some(bytes.to_string()));

@@ -17,7 +17,7 @@ mod watch;
 
 use std::io::IsTerminal;
 
-use crate::cli::ClientCommand;
+use crate::cli::{ClientCommand, ClusterCommand};
 use api::Api;
 pub use error::Error;
 use output::Output;
@@ -52,7 +52,8 @@ fn carry_out(command: &ClientCommand, output: &mut Output<'_>, limits: pace::Lim
     let api = || Api::new(command.server());
     match command {
         ClientCommand::Counter { command, .. } => counter::run(&api()?, command, output, limits),
-        ClientCommand::Cluster { .. } => admin::cluster(&api()?, output),
+        ClientCommand::Cluster { command: None, .. } => admin::cluster(&api()?, output),
+        ClientCommand::Cluster { command: Some(ClusterCommand::Verify), .. } => admin::verify(&api()?, output),
         ClientCommand::Plugin { command, .. } => plugin::run(api, command, output),
         ClientCommand::Rule { command, .. } => admin::rule(&api()?, command, output),
     }

@@ -182,14 +182,15 @@ async fn create(
     struct Created<'a> {
         counter_id: &'a str,
         counter_name: &'a str,
-        shards: [&'a str; 1],
+        shards: Vec<String>,
     }
     let NameBody { name } = parsed(body).await?;
     let name = name.filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| bad_request("Counter name is required", "Missing field: name"))?;
     let id = fresh_id();
     write::create(worker, &id, Some(&name), None).await?;
-    let created = Created { counter_id: id.as_str(), counter_name: &name, shards: [&http.advertise] };
+    let created =
+        Created { counter_id: id.as_str(), counter_name: &name, shards: worker.node.addresses(&http.advertise) };
     Ok(success("Counter created successfully", Some(created)))
 }
 

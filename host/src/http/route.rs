@@ -32,6 +32,7 @@ pub enum Route {
     Rules,
     RulesRollback,
     Cluster,
+    ClusterVerify,
     Healthz,
     Readyz,
     Metrics,
@@ -67,6 +68,7 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/v1/rules", Route::Rules, &[Method::GET, Method::PUT, Method::DELETE]),
     ("/v1/rules/rollback", Route::RulesRollback, POST),
     ("/v1/cluster", Route::Cluster, GET),
+    ("/v1/cluster/verify", Route::ClusterVerify, POST),
     ("/healthz", Route::Healthz, GET),
     ("/readyz", Route::Readyz, GET),
     ("/metrics", Route::Metrics, GET),
@@ -195,7 +197,8 @@ async fn dispatch_others(
                 Route::Policies => admin::policies::policies(worker, head, body().await?).await,
                 Route::Rules => admin::rules::rules(worker, head, query, body().await?).await,
                 Route::RulesRollback => admin::rules::roll_back(worker, query).await,
-                _ => Ok(admin::cluster::cluster(http, worker)),
+                Route::ClusterVerify => admin::cluster::verify(worker).await,
+                _ => Ok(admin::cluster::cluster(http, worker).await),
             }
         }
     }

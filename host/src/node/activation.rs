@@ -69,7 +69,7 @@ impl Node {
             let request = request.clone();
             async move {
                 let not_there = || format!("{name}: does not answer");
-                let mut client = peers.questions.client(name).ok_or_else(not_there)?;
+                let mut client = peers.questions.patient_client(name).ok_or_else(not_there)?;
                 let mut request = tonic::Request::new(request);
                 request.set_timeout(limits::PREPARE_TIMEOUT);
                 let reply = client.prepare_rule(request).await.map_err(|_| not_there())?;

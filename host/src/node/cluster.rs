@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 
 use super::list::Found;
 use super::read::Live;
+use super::verify::Audit;
 use super::{Node, Peers, now_ms};
 use crate::counter::{Candidates, Id, Rule, candidates, key_hash};
 use crate::error::{Error, Kind};
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::peer::Owner;
 use crate::peer::wire::message;
 use crate::policy;
+use crate::registry::picture::NodeInfo;
 use crate::shard::entry::KeyRecord;
 use crate::shard::{self, Op};
 
@@ -218,6 +220,59 @@ impl Node {
             }
         }
         Ok(found)
+    }
+
+    /// The name of the node that serves the shard.
+    pub fn owner(&self, shard: u32) -> Option<String> {
+        match &self.peers {
+            None => Some(self.id.clone()),
+            Some(_) if self.commits.serves(shard) => Some(self.id.clone()),
+            Some(peers) => match peers.questions.owner(shard) {
+                Owner::Other(node) => Some(node),
+                Owner::This | Owner::None => None,
+            },
+        }
+    }
+
+    /// What every other live node says of itself; None for one that does not answer.
+    pub async fn describe_others(&self) -> Vec<(NodeInfo, Option<message::DescribeReply>)> {
+        let Some(peers) = &self.peers else { return Vec::new() };
+        let picture = peers.pictures.borrow().clone();
+        let others = picture.nodes.values().filter(|info| info.id != self.id).map(|info| async move {
+            let asked = async {
+                let mut client = peers.questions.client(&info.id)?;
+                Some(client.describe(message::DescribeRequest {}).await.ok()?.into_inner())
+            };
+            let reply = tokio::time::timeout(limits::PEER_CONNECT_TIMEOUT, asked).await.ok().flatten();
+            (info.clone(), reply)
+        });
+        join_all(others).await
+    }
+
+    /// The audit of every live node, together. Shards that nobody serves are not in it.
+    pub async fn verify_all(self: &Arc<Self>) -> Result<Audit, Error> {
+        let mut audit = self.verify().await?;
+        let Some(peers) = &self.peers else { return Ok(audit) };
+        let map = peers.questions.map();
+        let asked = map.nodes.keys().map(|node| async move {
+            let mut client = peers.questions.patient_client(node).ok_or_else(|| away(node))?;
+            let mut request = tonic::Request::new(message::VerifyRequest {});
+            request.set_timeout(limits::AUDIT_TIMEOUT);
+            let reply = client.verify(request).await.map_err(|_| away(node))?.into_inner();
+            serde_json::from_slice::<Audit>(&reply.audit).map_err(Error::internal)
+        });
+        for other in join_all(asked).await {
+            audit.add(other?);
+        }
+        Ok(audit)
+    }
+
+    /// The addresses of the live nodes' HTTP servers; `own` is this one's.
+    pub fn addresses(&self, own: &str) -> Vec<String> {
+        let Some(peers) = &self.peers else { return vec![own.to_owned()] };
+        let picture = peers.pictures.borrow();
+        let others = picture.nodes.values().filter(|info| info.id != self.id).map(|info| info.http_address.clone());
+        std::iter::once(own.to_owned()).chain(others).collect()
     }
 
     /// Of this node, for the others and for operators.

@@ -13,6 +13,7 @@ pub mod rollout;
 pub mod rules;
 pub mod slots;
 pub mod totals;
+pub mod verify;
 pub mod watch;
 pub mod worker;
 pub mod write;
@@ -31,7 +32,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::peer::{Links, Questions};
 use crate::policy;
-use crate::registry::{self, History};
+use crate::registry::{self, History, Picture};
 use crate::store::Store;
 pub use rules::{ActiveRule, RuleTable};
 pub use worker::Worker;
@@ -71,6 +72,8 @@ pub struct Node {
 pub struct Peers {
     pub links: Arc<Links>,
     pub questions: Questions,
+    /// What all nodes say of themselves.
+    pub pictures: tokio::sync::watch::Receiver<Arc<Picture>>,
 }
 
 struct Registry {

@@ -20,7 +20,15 @@ struct Inner {
     identity: Option<Identity>,
     /// Where the channels do their work.
     runtime: Handle,
-    channels: Mutex<HashMap<String, (Member, Channel)>>,
+    channels: Mutex<HashMap<(String, Patience), (Member, Channel)>>,
+}
+
+/// How long an answer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Patience {
+    /// [`limits::PEER_ANSWER_TIMEOUT`].
+    Short,
+    Callers,
 }
 
 impl Questions {
@@ -43,19 +51,32 @@ impl Questions {
         self.0.map.borrow().owners.get(shard as usize).cloned().unwrap_or_default()
     }
 
-    /// None: there is no such node now.
+    /// For questions that are answered at once, or not at all. None: there is no such node now.
     pub fn client(&self, node: &str) -> Option<PeerClient<Channel>> {
+        self.find(node, Patience::Short)
+    }
+
+    /// For questions whose deadline the caller sets.
+    pub fn patient_client(&self, node: &str) -> Option<PeerClient<Channel>> {
+        self.find(node, Patience::Callers)
+    }
+
+    fn find(&self, node: &str, patience: Patience) -> Option<PeerClient<Channel>> {
         let map = self.0.map.borrow().clone();
         let member = map.nodes.get(node)?;
         let mut channels = self.0.channels.lock();
-        channels.retain(|name, (member, _)| map.nodes.get(name) == Some(member));
-        if let Some((_, channel)) = channels.get(node) {
+        channels.retain(|(name, _), (member, _)| map.nodes.get(name) == Some(member));
+        if let Some((_, channel)) = channels.get(&(node.to_owned(), patience)) {
             return Some(stream::client(channel.clone()));
         }
         let _entered = self.0.runtime.enter();
         let endpoint = stream::endpoint(member, self.0.identity.as_ref()).ok()?;
-        let channel = endpoint.timeout(limits::PEER_ANSWER_TIMEOUT).connect_lazy();
-        channels.insert(node.to_owned(), (member.clone(), channel.clone()));
+        let endpoint = match patience {
+            Patience::Short => endpoint.timeout(limits::PEER_ANSWER_TIMEOUT),
+            Patience::Callers => endpoint,
+        };
+        let channel = endpoint.connect_lazy();
+        channels.insert((node.to_owned(), patience), (member.clone(), channel.clone()));
         Some(stream::client(channel))
     }
 }

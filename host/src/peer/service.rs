@@ -111,6 +111,12 @@ impl Peer for Service {
         Ok(Response::new(AwaitRevisionReply {}))
     }
 
+    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<VerifyReply>, Status> {
+        let audit = self.node.verify().await.map_err(failed)?;
+        let audit = serde_json::to_vec(&audit).map_err(|why| Status::internal(why.to_string()))?;
+        Ok(Response::new(VerifyReply { audit }))
+    }
+
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeReply>, Status> {
         Ok(Response::new(self.node.describe()))
     }

@@ -9,6 +9,14 @@ use super::value::{self, Secret};
 use super::{Environment, Knobs, Text};
 use crate::limits;
 
+/// What the settings are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Serve,
+    /// Only the store is used.
+    Store,
+}
+
 /// What a node of a cluster is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -73,13 +81,14 @@ pub struct Cluster {
 
 impl Cluster {
     /// None without `--etcd` and `--cassandra`: the node is a single process then.
-    pub(super) fn read(layers: &mut Layers, environment: &Environment) -> Option<Self> {
+    pub(super) fn read(layers: &mut Layers, environment: &Environment, purpose: Purpose) -> Option<Self> {
         let etcd = layers
             .read("etcd", |k| &k.etcd, urls)
             .or_else(|| environment.get("ETCD_ENDPOINTS").and_then(|text| urls(text).ok()));
         let cassandra = layers.read("cassandra", |k| &k.cassandra, hosts);
         let (etcd, cassandra) = match (etcd, cassandra) {
             (Some(etcd), Some(cassandra)) => (etcd, cassandra),
+            (None, Some(cassandra)) if purpose == Purpose::Store => (Vec::new(), cassandra),
             (None, None) => return Self::refuse_strays(layers),
             (Some(_), None) => {
                 layers.problems.push("cassandra: a cluster keeps its counters there; give it beside etcd".into());

@@ -196,24 +196,25 @@ pub async fn list(worker: &Rc<Worker>, query: Query<'_>) -> Result<Response<Body
 }
 
 #[derive(Serialize)]
-struct PartialAnswer<'a> {
+struct PartialAnswer {
     shard: u32,
     value: i64,
-    owner: &'a str,
+    /// None: nobody serves it now.
+    owner: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Shards<'a> {
     id: &'a str,
-    partials: Vec<PartialAnswer<'a>>,
+    partials: Vec<PartialAnswer>,
 }
 
 pub async fn shards(worker: &Rc<Worker>, id: Id) -> Result<Response<Body>, Problem> {
     let partials = worker.node.partials(&id).await?;
-    let owner = worker.node.id.as_str();
+    let owner = |shard| worker.node.owner(shard);
     let partials = partials
         .into_iter()
-        .map(|partial| PartialAnswer { shard: partial.shard, value: partial.value, owner })
+        .map(|partial| PartialAnswer { shard: partial.shard, value: partial.value, owner: owner(partial.shard) })
         .collect();
     Ok(json(StatusCode::OK, &Shards { id: id.as_str(), partials }))
 }

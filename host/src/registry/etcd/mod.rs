@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 pub use connect::{Settings, Tls};
 pub use error::Error;
 use keys::Keys;
+pub use values::Quota;
 
 use super::picture::{NodeInfo, Owner, Picture};
 use crate::limits;

@@ -29,7 +29,7 @@ impl CassandraStore {
         self.write_partials(*shard, partials).await?;
         self.write_keys(*shard, keys).await?;
         // At the same position nothing but rows can be new.
-        if *seq > before.position && !self.move_position(*shard, *epoch, *seq, marks, &before).await? {
+        if *seq > before.position && !self.move_position(*shard, *epoch, *seq, marks, before).await? {
             return Ok(());
         }
         self.change(*shard, *epoch, |owned| owned.covered(*seq));
@@ -44,25 +44,36 @@ impl CassandraStore {
         epoch: u64,
         seq: u64,
         marks: &[Mark],
-        before: &ShardRow,
+        mut before: ShardRow,
     ) -> Result<bool, Error> {
         let id: i64 = rand::random();
         let chunks = self.write_marks(shard, id, marks).await?;
         self.reached(Step::MarksWritten)?;
-        let owned = self.owned(shard).filter(|owned| owned.epoch == epoch);
-        let segment = owned.map_or_else(|| before.segment.clone(), |owned| owned.last().id.clone());
-        let values = (seq as i64, id, chunks, segment, shard as i32, epoch as i64, seq as i64);
-        let moved = self.cql.settle(&self.statements.move_position, values).await?;
-        let moved = moved.applied || self.shard_row(shard).await?.marks == id;
-        self.reached(Step::PositionMoved)?;
-        // Marks that no position names are never read again.
-        let (stale, stale_chunks) = if moved { (before.marks, before.mark_chunks) } else { (id, chunks) };
-        for chunk in 0..stale_chunks {
-            if let Err(why) = self.cql.run(&self.statements.delete_mark, (shard as i32, stale, chunk)).await {
+        while before.epoch == epoch && before.position <= seq {
+            // The pointer is a condition too: a copy that arrives late must not move it back to a segment that is gone.
+            let owned = self.owned(shard).filter(|owned| owned.epoch == epoch);
+            let segment = owned.map_or_else(|| before.segment.clone(), |owned| owned.last().id.clone());
+            let values = (seq as i64, id, chunks, segment, shard as i32, epoch as i64, seq as i64, &before.segment);
+            let answer = self.cql.settle(&self.statements.move_position, values).await?;
+            self.reached(Step::PositionMoved)?;
+            let now = self.shard_row(shard).await?;
+            if answer.applied || now.marks == id {
+                self.delete_marks(shard, before.marks, before.mark_chunks).await;
+                return Ok(true);
+            }
+            before = now;
+        }
+        self.delete_marks(shard, id, chunks).await;
+        Ok(false)
+    }
+
+    /// Marks that no position names are never read again.
+    async fn delete_marks(&self, shard: u32, id: i64, chunks: i32) {
+        for chunk in 0..chunks {
+            if let Err(why) = self.cql.run(&self.statements.delete_mark, (shard as i32, id, chunk)).await {
                 tracing::debug!("old marks of shard {shard} stay: {why}");
             }
         }
-        Ok(moved)
     }
 
     /// In rows of a limited size. Answers how many.

@@ -134,7 +134,7 @@ pub async fn connect(settings: &Settings) -> Result<Cql, Error> {
         .known_nodes(&settings.contact_points)
         .connection_timeout(settings.connect_timeout)
         .default_execution_profile_handle(profile.into_handle())
-        .fetch_schema_metadata(false)
+        .keyspaces_to_fetch([&settings.cluster])
         .tcp_nodelay(true);
     if let Some((user, password)) = &settings.user {
         builder = builder.user(user, password);

@@ -7,7 +7,7 @@
 
 use super::super::{Appended, Error};
 use super::cql::{Tries, Unanswered};
-use super::owned::{Owned, Segment};
+use super::owned::Owned;
 use super::{CassandraStore, Step};
 use crate::limits;
 use crate::shard::Entry;
@@ -40,9 +40,16 @@ impl CassandraStore {
                 tracing::warn!("the journal of shard {} keeps its segment for now: {why}", entry.shard);
             }
         }
+        // Before it is sent: the caller may stop waiting at any moment.
+        let sent_before = owned.pending == Some(entry.id);
+        self.update(entry, |owned| owned.pending = Some(entry.id));
         match self.send(entry).await {
-            Err(Unanswered::NotSent(_)) if owned.pending == Some(entry.id) => Ok(Appended::Unknown),
-            result => result,
+            Err(_) if sent_before => Ok(Appended::Unknown),
+            Err(why) => {
+                self.update(entry, |owned| owned.pending = None);
+                Err(why)
+            }
+            settled => settled,
         }
     }
 
@@ -74,7 +81,6 @@ impl CassandraStore {
                     Unanswered::NotSent(_) => Err(why),
                     Unanswered::Unknown(why) => {
                         tracing::warn!("whether entry {} of shard {} is in is unknown: {why}", entry.seq, entry.shard);
-                        self.update(entry, |owned| owned.pending = Some(entry.id));
                         Ok(Appended::Unknown)
                     }
                 };
@@ -184,24 +190,27 @@ impl CassandraStore {
         found.await.unwrap_or(Appended::Unknown)
     }
 
-    /// Closes the last segment and begins another. Each step may fail or stay unanswered: the journal is whole after any.
+    /// Closes the last segment and begins another. Each step is sent once, for an append waits; each may fail or stay
+    /// unanswered, and the journal is whole after any.
     pub(super) async fn rotate(&self, shard: u32, owned: &Owned) -> Result<(), Error> {
         let old = &owned.last().id;
         let (epoch, tail) = (owned.epoch as i64, owned.tail as i64);
-        let begun = owned.begun + 1;
-        let next = Segment { id: format!("{}.{begun}", owned.epoch), base: owned.tail, bytes: 0 };
-        self.change(shard, owned.epoch, |owned| (owned.begun, owned.rotating) = (begun, Some(next.clone())));
+        // One whose sealing was not answered may be the successor already: another would not be recognised.
+        let begun = owned.rotating.clone().filter(|begun| begun.base == owned.tail);
+        let next = begun.unwrap_or_else(|| owned.next_segment());
+        self.change(shard, owned.epoch, |owned| owned.begin(next.clone()));
         let values = (shard as i32, &next.id, epoch, tail, tail, old);
-        self.cql.settle(&self.statements.create_segment, values).await?;
+        self.cql.conditional(&self.statements.create_segment, values).await?;
         self.reached(Step::SegmentCreated)?;
-        let sealed = self.cql.settle(&self.statements.seal_segment, (&next.id, shard as i32, old, epoch, tail)).await?;
+        let values = (&next.id, shard as i32, old, epoch, tail);
+        let sealed = self.cql.conditional(&self.statements.seal_segment, values).await?;
         if !sealed.applied && sealed.text("next") != Some(&next.id) {
             return Err(Error::NotApplied("the segment was not sealed: it has another end or another owner".into()));
         }
         self.reached(Step::SegmentSealed)?;
         self.change(shard, owned.epoch, |owned| owned.rotated(next.clone()));
         // A hint: a takeover follows the chain, and the next checkpoint moves it again.
-        let values = (&next.id, shard as i32, epoch);
+        let values = (&next.id, shard as i32, epoch, old);
         if let Err(why) = self.cql.conditional(&self.statements.move_pointer, values).await {
             tracing::debug!("the pointer of shard {shard} stays behind: {why}");
         }

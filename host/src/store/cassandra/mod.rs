@@ -41,6 +41,9 @@ use crate::shard::Entry;
 use crate::shard::entry::KeyRecord;
 use crate::shard::partials::Partial;
 
+/// The driver's own news, unless they are asked for.
+pub const DRIVER_LOG_FILTER: &str = "scylla=error";
+
 pub struct CassandraStore {
     settings: Settings,
     cql: Cql,

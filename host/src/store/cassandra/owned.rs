@@ -31,7 +31,7 @@ pub struct Owned {
     pub begun: u32,
     /// A rotation's new segment, while it is not known whether it became the last one.
     pub rotating: Option<Segment>,
-    /// Id of an entry that was sent and whose outcome is unknown.
+    /// Id of the entry that is or was sent, and not known to be in.
     pub pending: Option<u64>,
     /// Bytes of entries after `position`, as last sequence and sum of runs.
     uncovered: VecDeque<(u64, u64)>,
@@ -60,6 +60,19 @@ impl Owned {
         match self.uncovered.back_mut() {
             Some((end, sum)) if *sum < RUN_BYTES => (*end, *sum) = (seq, *sum + bytes),
             _ => self.uncovered.push_back((seq, bytes)),
+        }
+    }
+
+    /// A segment to go on in after the last one, under an id that was never used.
+    pub fn next_segment(&self) -> Segment {
+        Segment { id: format!("{}.{}", self.epoch, self.begun + 1), base: self.tail, bytes: 0 }
+    }
+
+    /// A rotation to `next` begins, or is tried again.
+    pub fn begin(&mut self, next: Segment) {
+        if self.rotating.as_ref() != Some(&next) {
+            self.begun += 1;
+            self.rotating = Some(next);
         }
     }
 

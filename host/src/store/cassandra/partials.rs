@@ -74,20 +74,21 @@ impl CassandraStore {
             Ok::<_, Error>((shard, self.cql.rows::<Row>(&self.statements.list, values).await?))
         });
         let mut reads = stream::iter(reads).buffer_unordered(limits::CASSANDRA_LIST_READS_IN_FLIGHT);
-        let mut found: BTreeMap<Vec<u8>, (Id, Vec<(u32, Partial)>)> = BTreeMap::new();
+        let mut found: BTreeMap<Vec<u8>, Listed> = BTreeMap::new();
         while let Some((shard, rows)) = reads.try_next().await? {
             for row in rows {
                 let place = row.0.clone();
                 let (id, partial) = decode(shard, row)?;
-                found.entry(place).or_insert_with(|| (id, Vec::new())).1.push((shard, partial));
+                let listed = found.entry(place).or_insert_with(|| Listed { id, partials: Vec::new() });
+                listed.partials.push((shard, partial));
             }
             while found.len() > limit {
                 found.pop_last();
             }
         }
-        let listed = found.into_values().map(|(id, mut partials)| {
-            partials.sort_unstable_by_key(|&(shard, _)| shard);
-            Listed { id, partials }
+        let listed = found.into_values().map(|mut listed| {
+            listed.partials.sort_unstable_by_key(|&(shard, _)| shard);
+            listed
         });
         Ok(listed.collect())
     }

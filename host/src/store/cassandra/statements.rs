@@ -76,10 +76,10 @@ impl Statements {
         Ok(Self {
             shard: serial("SELECT epoch, segment, position, marks, mark_chunks FROM shards WHERE shard = ?").await?,
             raise_shard: plain("UPDATE shards SET epoch = ? WHERE shard = ? IF epoch = ?").await?,
-            move_pointer: plain("UPDATE shards SET segment = ? WHERE shard = ? IF epoch = ?").await?,
+            move_pointer: plain("UPDATE shards SET segment = ? WHERE shard = ? IF epoch = ? AND segment = ?").await?,
             move_position: plain(
                 "UPDATE shards SET position = ?, marks = ?, mark_chunks = ?, segment = ? WHERE shard = ? \
-                 IF epoch = ? AND position <= ?",
+                 IF epoch = ? AND position <= ? AND segment = ?",
             )
             .await?,
             segment: serial(

@@ -78,13 +78,27 @@ impl CassandraStore {
             if row.epoch != epoch {
                 continue;
             }
-            let Ok((tail, segments)) = self.raise_segments(shard, epoch, &row.segment).await? else { continue };
+            let Ok((tail, segments)) = self.raise_segments(shard, epoch, &row.segment).await? else {
+                self.pointer_holds(shard, &row).await?;
+                continue;
+            };
             let marks = self.load_marks(shard, &row).await?;
             let position = row.position;
             self.owned.lock().insert(shard, Owned::new(epoch, position, tail, segments));
             return Ok(Raised { epoch, checkpoint_seq: position, marks });
         }
         Err(Error::NotApplied(format!("other nodes are taking shard {shard} over at the same time")))
+    }
+
+    /// A pointer to a segment that is gone, although nobody moved it since, is damage.
+    async fn pointer_holds(&self, shard: u32, row: &ShardRow) -> Result<(), Error> {
+        let there = self.segment_row(shard, &row.segment).await?.is_some();
+        let now = self.shard_row(shard).await?;
+        if there || now.epoch != row.epoch || now.segment != row.segment {
+            return Ok(());
+        }
+        let segment = &row.segment;
+        Err(Error::Damaged(format!("the journal of shard {shard} should go on in segment {segment}, which is missing")))
     }
 
     /// From the pointer to the open segment. Answers the last sequence and all segments that are left.

@@ -100,3 +100,38 @@ async fn segments_left_by_a_stop_are_dropped_later() {
     drop((store, other));
     place.end().await;
 }
+
+/// Sealing was carried out and not answered: the same successor is taken when the rotation is tried again.
+#[tokio::test]
+async fn a_rotation_that_is_tried_again_keeps_its_successor() {
+    let Some(place) = Keyspace::new(1).await else { return };
+    let store = place.open(SMALL).await;
+    let epoch = raise(&store).await;
+    fill(&store, epoch, 1..=2).await;
+    for step in [Step::SegmentCreated, Step::SegmentSealed, Step::SegmentSealed] {
+        store.faults.stop_at(Some(step));
+        let owned = store.owned(0).expect("is owned");
+        assert!(store.rotate(0, &owned).await.is_err(), "it stopped");
+        assert_eq!(store.owned(0).expect("is owned").next_segment().id, format!("{epoch}.2"), "one was begun");
+    }
+    store.faults.stop_at(None);
+    fill(&store, epoch, 3..=3).await;
+    assert_eq!(segments(&store).await, ["0.0".to_owned(), format!("{epoch}.1")]);
+    drop(store);
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_pointer_to_nothing_is_damage() {
+    let Some(place) = Keyspace::new(1).await else { return };
+    let store = place.open(SMALL).await;
+    store
+        .cql
+        .session
+        .query_unpaged("DELETE FROM journal WHERE shard = 0 AND segment = '0.0'", ())
+        .await
+        .expect("drops");
+    assert!(matches!(store.raise(0).await, Err(Error::Damaged(why)) if why.contains("segment 0.0")));
+    drop(store);
+    place.end().await;
+}

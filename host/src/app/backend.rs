@@ -1,0 +1,113 @@
+//! What policies read and write in a cluster: `registry` in etcd, `storage` in the store that the nodes share, and
+//! partials from whoever serves their shard.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::commit::Commits;
+use crate::counter::{Id, key_hash};
+use crate::peer::wire::message::ReadRequest;
+use crate::peer::{Owner, Questions};
+use crate::policy::imports::backend::{Error, Space};
+use crate::policy::{Backend, StoreBackend, limits};
+use crate::registry::etcd::{self, Etcd, Quota};
+use crate::shard::partials::Resident;
+use crate::store::Store;
+
+pub struct ClusterBackend {
+    pub etcd: Arc<Etcd>,
+    /// For `storage`.
+    pub values: StoreBackend,
+    pub commits: Arc<Commits>,
+    pub store: Arc<dyn Store>,
+    pub questions: Questions,
+}
+
+const QUOTA: Quota = Quota {
+    keys_max: limits::REGISTRY_KEYS_MAX,
+    bytes_max: limits::REGISTRY_BYTES_MAX,
+    key_bytes_max: limits::REGISTRY_KEY_BYTES_MAX,
+    value_bytes_max: limits::VALUE_BYTES_MAX,
+};
+
+fn refused(why: etcd::Error) -> Error {
+    match why {
+        etcd::Error::Limit(why) => Error::Limit(why),
+        why => {
+            tracing::warn!("a plugin's registry is not available: {why}");
+            Error::Unavailable
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for ClusterBackend {
+    async fn get(&self, space: Space, plugin: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        match space {
+            Space::Registry => Ok(self.etcd.value(plugin, key).map(|value| value.to_vec())),
+            Space::Storage => self.values.get(space, plugin, key).await,
+        }
+    }
+
+    async fn list(
+        &self,
+        space: Space,
+        plugin: &str,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        match space {
+            Space::Registry => {
+                let values = self.etcd.list_values(plugin, prefix, limit);
+                Ok(values.into_iter().map(|(key, value)| (key, value.to_vec())).collect())
+            }
+            Space::Storage => self.values.list(space, plugin, prefix, limit).await,
+        }
+    }
+
+    async fn put(&self, space: Space, plugin: &str, key: &str, value: &[u8]) -> Result<(), Error> {
+        match space {
+            Space::Registry => self.etcd.put_value(plugin, key, value, &QUOTA).await.map_err(refused),
+            Space::Storage => self.values.put(space, plugin, key, value).await,
+        }
+    }
+
+    async fn delete(&self, space: Space, plugin: &str, key: &str) -> Result<(), Error> {
+        match space {
+            Space::Registry => self.etcd.delete_value(plugin, key).await.map_err(refused),
+            Space::Storage => self.values.delete(space, plugin, key).await,
+        }
+    }
+
+    async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error> {
+        let id = Id::new(counter).map_err(|_| Error::Unavailable)?;
+        let Some(table) = self.commits.tables.get(shard as usize) else { return Ok(None) };
+        if !self.commits.serves(shard) {
+            return self.ask(&id, shard).await;
+        }
+        let resident = match table.partials.read().get(key_hash(counter), &id) {
+            Resident::Present(partial) => Some(Some(partial.clone())),
+            Resident::Missing => Some(None),
+            Resident::Unloaded => None,
+        };
+        let partial = match resident {
+            Some(partial) => partial,
+            None => self.store.load(shard, &id).await.map_err(|_| Error::Unavailable)?,
+        };
+        Ok(partial.filter(|partial| !partial.removed).map(|partial| partial.value))
+    }
+}
+
+impl ClusterBackend {
+    async fn ask(&self, id: &Id, shard: u32) -> Result<Option<i64>, Error> {
+        let Owner::Other(owner) = self.questions.owner(shard) else { return Err(Error::Unavailable) };
+        let mut client = self.questions.client(&owner).ok_or(Error::Unavailable)?;
+        let request = ReadRequest { shards: vec![shard], counter: id.as_str().to_owned() };
+        let reply = client.read_partials(request).await.map_err(|_| Error::Unavailable)?.into_inner();
+        if reply.unserved.contains(&shard) {
+            return Err(Error::Unavailable);
+        }
+        Ok(reply.partials.first().map(|partial| partial.value))
+    }
+}
