@@ -5,7 +5,7 @@ BIN := target/release/quipu
 DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down model test bench lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test bench lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ services: ## Start etcd and Cassandra on loopback; UP="--cassandra-nodes 3" for 
 	.ci/setup services
 	tests/services/up $(UP)
 
+cluster: build ## Start etcd, Cassandra and three nodes on 8081 to 8083; Ctrl-C stops the nodes
+	.ci/setup services
+	tests/services/cluster $(BIN)
+
+sim: plugins ## Simulate writers, takeovers and producers; SEEDS=10000 for that many worlds
+	QUIPU_SIM_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --release --locked --workspace --test simulation
+
 services-down: ## Stop what make services started
 	tests/services/down
 
@@ -64,7 +71,7 @@ lint: plugins ## Formatting and clippy, warnings are errors
 	$(MAKE) -C tests/guests lint
 	$(CARGO) fmt --check --manifest-path tests/model/Cargo.toml
 	$(CARGO) clippy --release --locked --all-targets --manifest-path tests/model/Cargo.toml -- -D warnings
-	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/*.sh
+	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/cluster tests/services/*.sh
 
 ci: ## What CI runs
 	.ci/run
