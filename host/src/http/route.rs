@@ -28,6 +28,8 @@ pub enum Route {
     Plugin,
     PluginRevision,
     PluginLogs,
+    PluginRecord,
+    PluginRelease,
     Policies,
     Rules,
     RulesRollback,
@@ -62,7 +64,9 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/v1/plugins", Route::Plugins, GET),
     ("/v1/plugins/{name}", Route::Plugin, &[Method::GET, Method::PUT]),
     ("/v1/plugins/{name}/logs", Route::PluginLogs, GET),
+    ("/v1/plugins/{name}/record", Route::PluginRecord, POST),
     ("/v1/plugins/{name}/{revision}", Route::PluginRevision, DELETE),
+    ("/v1/plugins/{name}/{revision}/release", Route::PluginRelease, POST),
     ("/v1/policies", Route::Policies, &[Method::GET, Method::PUT]),
     ("/v1/rules", Route::Rules, &[Method::GET, Method::PUT, Method::DELETE]),
     ("/v1/rules/rollback", Route::RulesRollback, POST),
@@ -159,19 +163,21 @@ async fn dispatch(
         | Route::Plugin
         | Route::PluginRevision
         | Route::PluginLogs
+        | Route::PluginRecord
+        | Route::PluginRelease
         | Route::Policies
         | Route::Rules
         | Route::RulesRollback
         | Route::Cluster => {
             admin::auth::check(http, peer, &head)?;
             let name = found.params.get("name").unwrap_or_default();
+            let revision = found.params.get("revision").unwrap_or_default();
             match route {
                 Route::Plugins => Ok(admin::plugins::list(worker)),
                 Route::Plugin => admin::plugins::show(worker, name),
-                Route::PluginRevision => {
-                    let revision = found.params.get("revision").unwrap_or_default();
-                    admin::plugins::delete(worker, name, revision).await
-                }
+                Route::PluginRevision => admin::plugins::delete(worker, name, revision).await,
+                Route::PluginRecord => admin::recordings::record(worker, name, query),
+                Route::PluginRelease => admin::plugins::release(worker, name, revision),
                 Route::PluginLogs => admin::plugins::logs(worker, name, query),
                 Route::Policies => admin::policies::policies(worker, &head, body().await?).await,
                 Route::Rules => admin::rules::rules(worker, &head, query, body().await?).await,

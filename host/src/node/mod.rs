@@ -5,8 +5,10 @@
 
 pub mod list;
 pub mod operations;
+mod placements;
 pub mod plugins;
 pub mod read;
+pub mod recordings;
 pub mod rollout;
 pub mod rules;
 pub mod slots;
@@ -53,6 +55,9 @@ pub struct Node {
     uploading: tokio::sync::Mutex<()>,
     /// Places for uploads whose bytes are in memory.
     uploads: Arc<tokio::sync::Semaphore>,
+    /// Places for recordings that are under way.
+    recordings: Arc<tokio::sync::Semaphore>,
+    placements: placements::Placements,
     totals: totals::Totals,
 }
 
@@ -89,6 +94,7 @@ impl Node {
     ) -> Result<Self, Error> {
         let local = registry::local::Local::new(store.clone());
         let histories = local.load().await?;
+        let placements = placements::Placements::load(&*store).await?;
         let node = Self {
             id: settings.id,
             shards: u32::try_from(commits.tables.len()).map_err(Error::internal)?,
@@ -104,6 +110,8 @@ impl Node {
             registry: tokio::sync::Mutex::new(Registry { local, histories }),
             uploading: tokio::sync::Mutex::default(),
             uploads: Arc::new(tokio::sync::Semaphore::new(limits::UPLOADS_MAX)),
+            recordings: Arc::new(tokio::sync::Semaphore::new(limits::RECORDINGS_MAX)),
+            placements,
             totals: totals::Totals::default(),
         };
         node.load_rules().await?;

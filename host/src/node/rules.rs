@@ -40,14 +40,19 @@ impl ActiveRule {
 
     /// Whether a revision takes part in this rule.
     pub fn uses(&self, digest: &str) -> bool {
+        self.bindings().any(|binding| binding.revision.digest() == digest)
+    }
+
+    /// Every policy that takes part in it.
+    pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
         let canary = self.canary.as_ref().map(|canary| &canary.binding);
         let shadow = self.shadow.as_ref().map(|shadow| &shadow.binding);
-        let bindings = [Some(&self.selection), Some(&self.aggregation), canary, shadow];
-        bindings.into_iter().flatten().any(|binding| binding.revision.digest() == digest)
+        [Some(&self.selection), Some(&self.aggregation), canary, shadow].into_iter().flatten()
     }
 }
 
-/// Whether a policy's dry run comes before it is bound. At a start it does not: it passed when the rule was set.
+/// Whether a policy's dry run comes before it is bound. At a start it does not: it passed when the rule was set, and
+/// where it put the policy is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trial {
     /// Whether the rule's spread is every shard: some policies answer right only then.
@@ -216,6 +221,7 @@ impl Node {
             .as_ref()
             .map(|current| self.bind(current, Trial::Run { all_shards: current.rule.spread >= self.shards }))
             .transpose()?;
+        self.placements.save(&*self.store).await?;
         registry.local.save(prefix, &after).await?;
         registry.histories.insert(prefix.to_owned(), after);
         let mut rules: BTreeMap<String, Arc<ActiveRule>> =
@@ -224,7 +230,13 @@ impl Node {
             Some(rule) => rules.insert(prefix.to_owned(), rule.clone()),
             None => rules.remove(prefix),
         };
+        let in_force: Vec<_> = rules.values().cloned().collect();
         self.publish(rules, &registry.histories);
+        let bindings = in_force.iter().flat_map(|active| active.bindings());
+        if let Err(why) = self.placements.keep(&*self.store, bindings).await {
+            // The rule is in force; the next change or start tries again.
+            tracing::warn!("where policies ran under rules that are gone is still kept: {why}");
+        }
         Ok(bound)
     }
 
@@ -331,10 +343,14 @@ impl Node {
         match trial {
             Trial::Run { all_shards } if builtin::find(revision.name()).is_none() => {
                 let bound = admission::bind(&self.policies, revision, &policy.config, grants, all_shards);
-                bound.map_err(|why| invalid(why.to_string()))
+                let bound = bound.map_err(|why| invalid(why.to_string()))?;
+                self.placements.note(revision, &bound);
+                Ok(bound)
             }
             _ => {
-                let bound = self.policies.bind_with(revision, &policy.config, grants);
+                let placement = self.placements.get(revision, &policy.config, grants);
+                let placement = placement.unwrap_or_else(|| revision.placement.clone());
+                let bound = admission::bind_placed(&self.policies, revision, &policy.config, grants, &placement);
                 bound.map_err(|why| invalid(why.to_string()))
             }
         }
