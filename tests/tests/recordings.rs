@@ -175,11 +175,12 @@ fn a_recording_has_bounds_and_a_rule_only_one() {
     ] {
         server.post(target, json!({})).problem(status, code);
     }
-    let busy = |plugin: &str| server.call("POST", &format!("/v1/plugins/{plugin}/record?seconds=1"), &[], b"").status;
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| server.quipu(&["plugin", "record", "sum", "--seconds", "600", "-o", "/dev/null"]));
-        until("the first recording has begun", || busy("sum") == 409);
-        drop(server.call("POST", "/v1/rules/rollback?match=", &[], b""));
+        let path = dir.path().join("long.ndjson");
+        let args = ["plugin", "record", "sum", "--seconds", "600", "-o", text(&path)];
+        let first = scope.spawn(|| server.quipu(&args));
+        until("the first recording has begun", || path.exists());
+        server.post("/v1/plugins/sum/record?seconds=1", json!({})).problem(409, "plugin_in_use");
         assert!(!first.is_finished());
         // It ends with the server, and says so.
         server.terminate();

@@ -26,7 +26,7 @@ pub fn record(api: &Api, args: &RecordArgs, output: &mut Output<'_>) -> Result<(
     }
     let response = api.lines(call, true)?;
     // Made only now, so that a refusal leaves no empty file.
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&args.output).map_err(unwritable)?);
+    let mut file = std::io::LineWriter::new(std::fs::File::create(&args.output).map_err(unwritable)?);
     let (mut decisions, mut end) = (0u64, Value::Null);
     for line in BufReader::new(response.into_body().into_reader()).lines() {
         let Ok(line) = line else { break };
