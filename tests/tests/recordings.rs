@@ -175,9 +175,9 @@ fn a_recording_has_bounds_and_a_rule_only_one() {
     ] {
         server.post(target, json!({})).problem(status, code);
     }
+    let path = dir.path().join("long.ndjson");
+    let args = ["plugin", "record", "sum", "--seconds", "600", "-o", text(&path)];
     std::thread::scope(|scope| {
-        let path = dir.path().join("long.ndjson");
-        let args = ["plugin", "record", "sum", "--seconds", "600", "-o", text(&path)];
         let first = scope.spawn(|| server.quipu(&args));
         until("the first recording has begun", || path.exists());
         server.post("/v1/plugins/sum/record?seconds=1", json!({})).problem(409, "plugin_in_use");
