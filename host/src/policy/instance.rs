@@ -237,8 +237,11 @@ impl Instance {
         let answer = answer.and_then(|(plan,)| planned(plan, request.shards));
         self.note(|instance, heard| {
             let (counter, shards) = (request.counter.to_owned(), request.shards.to_vec());
-            let (key_hash, max_age_ms, answer) =
-                (request.key_hash, request.max_age_ms, Answer::of(answer.as_ref().map(Clone::clone)));
+            let (key_hash, max_age_ms) = (request.key_hash, request.max_age_ms);
+            let answer = match &answer {
+                Ok(plan) => Answer::Ok(plan.clone()),
+                Err(fault) => Answer::of(Err(fault)),
+            };
             Line::Planned(line::Planned { instance, counter, key_hash, shards, max_age_ms, answer, heard })
         });
         answer

@@ -269,7 +269,7 @@ impl Replay<'_> {
         tape.load(heard);
         let answer = question(subject);
         let gone = answer.as_ref().is_err_and(|fault| fault.kind.is_the_guests());
-        let answer = json(&Answer::of(answer.as_ref().map_err(|fault| fault)));
+        let answer = json(&Answer::of(answer.as_ref()));
         if gone && let Some((tape, _)) = self.instances.remove(&instance) {
             self.unanswered += tape.unanswered();
         }
