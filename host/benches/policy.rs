@@ -5,7 +5,12 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use quipu::counter::{candidates, key_hash};
-use quipu::policy::{Binding, Catalog, Engine, Partial, Read, Select, Settings, ShardInfo, View};
+use quipu::policy::imports::backend::Space;
+use quipu::policy::{
+    Backend, Binding, Catalog, Engine, Grants, Partial, Read, Select, Settings, ShardInfo, StoreBackend, View,
+    admission, select_pooled,
+};
+use quipu::store::memory::MemoryStore;
 
 fn view(version: u64, shards: u32) -> View {
     let info = |shard| ShardInfo { shard, available: true, local: true, owner_cpu: 0.3, queued: 2 };
@@ -97,5 +102,48 @@ fn start(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, select, read, instantiate, start);
+/// One component in another language, or one that reads the registry on each call. What is not built is left out in
+/// plain sight; `make plugin-python plugin-js guests` builds them.
+fn languages(criterion: &mut Criterion) {
+    let store = Arc::new(MemoryStore::new(64));
+    let backend = Arc::new(StoreBackend::new(store, Box::new(|_, _| Ok(None))));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let put = backend.put(Space::Registry, "reads-registry", "preferred", b"2");
+    runtime.block_on(put).expect("it is in memory");
+    let engine = Engine::new(Settings { backend: Some(backend), ..Settings::default() }).expect("an engine");
+    engine.publish(view(1, 64));
+    let mut local = engine.local();
+    let request = Select { counter: "likes/example-counter-24", amount: 1, key_hash: 7, candidates: &[1, 2, 3] };
+    let mut group = criterion.benchmark_group("select, by language");
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    for (label, file, config) in [
+        ("Rust", "plugins/target/wasm32-wasip2/release/round_robin.wasm", ""),
+        ("Rust that reads the registry", "tests/guests/target/guests/reads-registry.wasm", ""),
+        ("Rust that reads and writes the storage", "tests/guests/target/guests/keeps-table.wasm", ""),
+        ("JavaScript", "plugins/target/examples/queues-js.wasm", ""),
+        ("JavaScript on SpiderMonkey", "plugins/target/examples/queues-js-spidermonkey.wasm", ""),
+        ("Python with a clock", "plugins/target/examples/weekday-python.wasm", r#"{"default": 2}"#),
+    ] {
+        let Ok(bytes) = std::fs::read(format!("{root}/{file}")) else {
+            println!("skipped: {file} is not built");
+            continue;
+        };
+        let name = if label.contains("registry") { "reads-registry" } else { "measured" };
+        let (revision, _) = admission::admit(&engine, name, &bytes).expect("it is admitted");
+        let binding = admission::bind(&engine, &revision, config, Grants::ALL, false).expect("it is bound");
+        let place = if binding.revision.is_inline() { "inline" } else { "on the pool" };
+        group.bench_function(format!("{label}, {place}"), |bencher| {
+            bencher.iter(|| match local.select_now(&binding, black_box(&request)) {
+                Some(chosen) => chosen,
+                None => runtime.block_on(select_pooled(&engine, &binding, black_box(&request))),
+            });
+        });
+        let faults = binding.revision.snapshot().faults;
+        assert!(faults.is_empty(), "{label}: {faults:?}");
+    }
+    group.finish();
+}
+
+criterion_group!(benches, select, languages, read, instantiate, start);
 criterion_main!(benches);

@@ -52,6 +52,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         cache_dir: Some(settings.cache_dir.clone()),
         enabled: settings.policies && !node::plugins::switched_off(&*store).await?,
         backend: Some(backend),
+        limits: policy::Limits { component_bytes: settings.plugin_bytes_max, ..policy::Limits::default() },
         trust: policy::Trust::new(&settings.plugin_keys)?,
         ..policy::Settings::default()
     })?;

@@ -62,6 +62,26 @@ Examples:
   quipu store init --cassandra 10.0.0.6:9042
   quipu store init --cassandra a:9042,b:9042 --cluster shop --shards 24 --replication 3";
 
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  quipu plugin record even-share -o decisions.ndjson
+  quipu plugin record even-share --rule likes/ --count 10000 --seconds 120 -o decisions.ndjson
+
+A decision is a select, a plan or a combine. The policy's instances are made
+anew when the recording begins, so that it holds all that they ever saw; the
+file has their random seeds, their config, and what the registry and the
+storage answered them. With --json: how many there are, and why it ended.";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  quipu plugin replay decisions.ndjson policy.wasm            does it decide as it did?
+  quipu plugin replay decisions.ndjson new.wasm               what would another decide?
+  quipu plugin replay decisions.ndjson old.wasm new.wasm      where do the two differ?
+
+Clocks, random numbers, the registry and the storage answer as they did. A call
+that missed its deadline is not compared. Exit code 0 when all answers are
+equal, 1 when some differ, 64 when the file is no recording.";
+
 const RULE_EXAMPLES: &str = "\
 Examples:
   quipu rule set likes/ --selection two-choices --spread 6
@@ -263,6 +283,18 @@ pub enum PluginCommand {
         #[arg(long = "match", value_name = "PREFIX")]
         prefix: String,
     },
+    /// Ask a policy again that is in quarantine, or whose breaker is open
+    Release {
+        /// NAME, for the newest revision, or NAME@sha256:…
+        #[arg(value_name = "PLUGIN")]
+        plugin: String,
+    },
+    /// Write real decisions of a plugin's policies on the server to a file
+    #[command(after_help = RECORD_EXAMPLES)]
+    Record(RecordArgs),
+    /// Run recorded decisions again, with the same component or another; no server is needed
+    #[command(after_help = REPLAY_EXAMPLES)]
+    Replay(ReplayArgs),
     /// Delete a revision that no rule uses
     Delete {
         name: String,
@@ -292,6 +324,34 @@ pub struct PushArgs {
     /// Detached Ed25519 signature of the file, in hexadecimal, for servers with --plugin-keys
     #[arg(long, value_name = "HEX")]
     pub signature: Option<String>,
+}
+
+#[derive(Args)]
+pub struct RecordArgs {
+    pub name: String,
+    /// Only under the rule of this prefix; under every rule otherwise
+    #[arg(long = "rule", value_name = "PREFIX")]
+    pub prefix: Option<String>,
+    /// Stop after so many decisions, 1-100000
+    #[arg(long, value_name = "N", default_value_t = crate::limits::RECORDING_COUNT_DEFAULT,
+          value_parser = clap::value_parser!(u64).range(1..=crate::limits::RECORDING_COUNT_MAX))]
+    pub count: u64,
+    /// Stop after so many seconds, 1-600
+    #[arg(long, value_name = "S", default_value_t = crate::limits::RECORDING_SECONDS_DEFAULT,
+          value_parser = clap::value_parser!(u64).range(1..=crate::limits::RECORDING_SECONDS_MAX))]
+    pub seconds: u64,
+    /// Where to write it; one that is there is replaced
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// What `quipu plugin record` wrote
+    pub file: PathBuf,
+    /// One is compared with what was recorded, two with each other; none is needed for a built-in policy
+    #[arg(value_name = "COMPONENT.wasm", num_args = 0..=2)]
+    pub components: Vec<PathBuf>,
 }
 
 #[derive(Args)]

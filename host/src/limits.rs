@@ -50,8 +50,18 @@ pub const REPLAY_BYTES: usize = 8 * 1024 * 1024;
 pub const STORE_LOADS_MAX: usize = 64;
 /// Operations in one journal entry of one shard.
 pub const ENTRY_OPS_MAX: usize = 16_384;
-/// An uploaded component.
-pub const PLUGIN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// An uploaded component, in MiB: by default, and what it may be set to.
+pub const PLUGIN_MIB_MAX: usize = 64;
+pub const PLUGIN_MIB_RANGE: RangeInclusive<u64> = 1..=256;
+/// Recordings of decisions that are under way on a node.
+pub const RECORDINGS_MAX: usize = 2;
+/// One recording, in bytes; it waits in memory for its reader.
+pub const RECORDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Decisions of one recording, and how long it takes at most.
+pub const RECORDING_COUNT_DEFAULT: u64 = 1_000;
+pub const RECORDING_COUNT_MAX: u64 = 100_000;
+pub const RECORDING_SECONDS_DEFAULT: u64 = 30;
+pub const RECORDING_SECONDS_MAX: u64 = 600;
 /// Uploads whose bytes may be in memory at once.
 pub const UPLOADS_MAX: usize = 2;
 /// The store keeps components in chunks of this size.

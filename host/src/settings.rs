@@ -185,6 +185,10 @@ pub struct Knobs {
     #[arg(long, value_name = "PATH", help_heading = "Cluster security")]
     peer_key: Option<Text>,
 
+    /// Largest component that can be uploaded, in MiB, 1-256 [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Policies")]
+    plugin_size_mib: Option<Text>,
+
     /// Directory of compiled policies, made if missing [default: $XDG_CACHE_HOME/quipu or ~/.cache/quipu]
     #[arg(long, value_name = "DIR", help_heading = "Policies")]
     cache_dir: Option<Text>,
@@ -213,6 +217,8 @@ pub struct Settings {
     pub policies: bool,
     /// Whose components are taken; without keys everybody's.
     pub plugin_keys: Vec<String>,
+    /// Largest component that is taken, in bytes.
+    pub plugin_bytes_max: usize,
     pub cache_dir: PathBuf,
     /// None: a single process with the embedded store.
     pub cluster: Option<Cluster>,
@@ -288,6 +294,11 @@ impl Settings {
             log: layers.read("log", |k| &k.log, value::log_filter).unwrap_or_else(|| "info".into()),
             policies: layers.read("policies", |k| &k.policies, value::switch).unwrap_or(true),
             plugin_keys: layers.read("plugin-keys", |k| &k.plugin_keys, value::public_keys).unwrap_or_default(),
+            plugin_bytes_max: layers
+                .read("plugin-size-mib", |k| &k.plugin_size_mib, |t| value::integer(t, limits::PLUGIN_MIB_RANGE))
+                .map(|mib| usize::try_from(mib).expect("within the range"))
+                .unwrap_or(limits::PLUGIN_MIB_MAX)
+                << 20,
             cache_dir: layers
                 .read("cache-dir", |k| &k.cache_dir, value::path)
                 .unwrap_or_else(|| default_cache_dir(environment).unwrap_or_else(|| data_dir.join("cache"))),

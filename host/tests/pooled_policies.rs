@@ -52,22 +52,43 @@ fn bind(engine: &Arc<Engine>, name: &str, config: &str, grants: Grants) -> Arc<B
 #[test]
 fn a_registry_key_steers_the_choice() {
     let store = Arc::new(MemoryStore::new(12));
-    let engine = with_store(&store);
-    let binding = bind(&engine, "reads-registry", "", ALL);
-    assert_eq!(binding.revision.placement, Placement::Pooled("it imports quipu:policy/registry".into()));
-    assert!(engine.local().select_now(&binding, &addition()).is_none(), "it does not run inline");
-    run(async {
-        let choose = async || select_pooled(&engine, &binding, &addition()).await;
-        let first = choose().await;
-        assert_eq!((first.shard, first.fallback), (4, false), "a missing key leaves the first candidate");
-        store.put("registry/reads-registry", "preferred", b"9").await.expect("it is in memory");
-        let second = choose().await;
-        assert_eq!((second.shard, second.fallback), (9, false));
-        let denied = bind(&engine, "reads-registry", "", Grants::default());
-        let third = select_pooled(&engine, &denied, &addition()).await;
-        assert_eq!((third.shard, third.fallback), (4, false), "without the grant it sees nothing");
-    });
-    assert_eq!(faults(&binding.revision), []);
+    let backend = Arc::new(StoreBackend::new(store.clone(), Box::new(|_, _| Err(Unavailable))));
+    let engine = with_backend(backend.clone(), relaxed());
+    let put = |value: &[u8]| run(backend.put(Space::Registry, "reads-registry", "preferred", value)).expect("room");
+    let denied = bind(&engine, "reads-registry", "", Grants::default());
+    // On the pool, and inline, where the key is read from memory.
+    let options = Options { pooled_because: Some("the test says so".into()), ..Options::default() };
+    for options in [options, Options::default()] {
+        let pooled = options.pooled_because.is_some();
+        run(store.delete("registry/reads-registry", "preferred")).expect("it is in memory");
+        let revision = engine.load_with("reads-registry", &guest("reads-registry"), options).expect("it loads");
+        assert_eq!(revision.is_inline(), !pooled, "{:?}", revision.placement);
+        let binding = engine.bind_with(&revision, "", ALL).expect("it binds");
+        let mut local = engine.local();
+        let mut choose = |binding: &Arc<Binding>| {
+            let inline = local.select_now(binding, &addition());
+            let chosen = inline.unwrap_or_else(|| run(select_pooled(&engine, binding, &addition())));
+            (chosen.shard, chosen.fallback)
+        };
+        assert_eq!(choose(&binding), (4, false), "a missing key leaves the first candidate");
+        put(b"9");
+        assert_eq!(choose(&binding), (9, false));
+        put(b"1");
+        assert_eq!(choose(&binding), (1, false), "a changed value is seen by the next call");
+        assert_eq!(choose(&denied), (4, false), "without the grant it sees nothing");
+        assert_eq!(faults(&revision), []);
+    }
+}
+
+#[test]
+fn a_policy_that_writes_the_registry_runs_on_the_pool() {
+    let engine = with_store(&Arc::new(MemoryStore::new(12)));
+    let revision = engine.load("misbehaves-io", &guest("misbehaves-io")).expect("it loads");
+    assert_eq!(revision.placement, Placement::Pooled("it imports quipu:policy/registry".into()));
+    // A backend that cannot be read without waiting puts readers there, too.
+    let engine = with_backend(Arc::new(Stuck { asked: AtomicU32::new(0) }), relaxed());
+    let revision = engine.load("reads-registry", &guest("reads-registry")).expect("it loads");
+    assert_eq!(revision.placement, Placement::Pooled("it imports quipu:policy/registry".into()));
 }
 
 #[test]

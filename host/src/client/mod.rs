@@ -12,6 +12,7 @@ mod error;
 mod output;
 mod pace;
 mod plugin;
+mod recording;
 mod vectors;
 mod watch;
 

@@ -1,4 +1,4 @@
-//! `quipu plugin push|test|activate|rollback|delete|logs|switch`: the way of a policy into production and back.
+//! `quipu plugin push|test|activate|rollback|release|delete|logs|switch`: the way of a policy into production and back.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -9,7 +9,7 @@ use ureq::http::Method;
 use super::api::{Api, Call, encode};
 use super::error::Error;
 use super::output::{Colour, Output, items, printable, text};
-use super::{admin, author};
+use super::{admin, author, recording};
 use crate::cli::{PluginCommand, PushArgs, RuleCommand, TestArgs};
 use crate::limits;
 use crate::policy::{self, admission};
@@ -31,17 +31,20 @@ pub fn run(
             admin::rule(&api()?, &RuleCommand::Rollback { prefix: prefix.clone() }, output)
         }
         PluginCommand::Delete { name, revision } => delete(&api()?, name, revision, output),
+        PluginCommand::Release { plugin } => release(&api()?, plugin, output),
+        PluginCommand::Record(args) => recording::record(&api()?, args, output),
+        PluginCommand::Replay(args) => recording::replay(args, output),
         PluginCommand::Logs { name, follow } => logs(&api()?, name, *follow, output),
         PluginCommand::Switch { to } => switch(&api()?, to.as_deref().map(|to| to == "on"), output),
     }
 }
 
-/// Reads a component. The server's own limit is asked here first, so that nothing larger is sent.
-fn read_component(path: &Path) -> Result<Vec<u8>, Error> {
+/// Reads a component. The largest that a server may be set to take is the limit here.
+pub(super) fn read_component(path: &Path) -> Result<Vec<u8>, Error> {
     let unreadable = |why: std::io::Error| Error::Usage(format!("{}: {why}", path.display()));
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > limits::PLUGIN_BYTES_MAX as u64 {
-        let max = limits::PLUGIN_BYTES_MAX;
+    if bytes > limits::PLUGIN_MIB_RANGE.end() << 20 {
+        let max = limits::PLUGIN_MIB_RANGE.end() << 20;
         return Err(Error::Usage(format!("{}: {bytes} bytes; a component has at most {max}", path.display())));
     }
     std::fs::read(path).map_err(unreadable)
@@ -132,6 +135,32 @@ fn test(args: &TestArgs, output: &mut Output<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// A revision as the server shows it: NAME, for the newest, or NAME@sha256:….
+fn find(api: &Api, plugin: &str) -> Result<Value, Error> {
+    let (name, revision) = plugin.split_once('@').map_or((plugin, None), |(name, revision)| (name, Some(revision)));
+    let plugins = api.call(Call::new(Method::GET, &format!("/v1/plugins/{}", encode(name))))?;
+    let revisions = items(&plugins.json, "plugins");
+    let wanted = match revision {
+        Some(revision) => revisions.iter().find(|known| text(known, "revision") == revision),
+        None => revisions.last(),
+    };
+    let missing = || Error::Failed(format!("{name} has no revision {}", revision.unwrap_or_default()));
+    wanted.cloned().ok_or_else(missing)
+}
+
+/// Ends a quarantine.
+fn release(api: &Api, plugin: &str, output: &mut Output<'_>) -> Result<(), Error> {
+    let wanted = find(api, plugin)?;
+    let (name, revision) = (text(&wanted, "name"), text(&wanted, "revision"));
+    let path = format!("/v1/plugins/{}/{}/release", encode(&name), encode(&revision));
+    let answer = api.call(Call::new(Method::POST, &path))?;
+    if output.style.json {
+        return output.json(&answer.text);
+    }
+    let (was, is) = (text(&wanted["status"], "breaker"), text(&answer.json["status"], "breaker"));
+    output.line(&printable(&format!("{name} {revision}: the breaker was {was} and is {is}")))
+}
+
 /// Makes a revision the one that a rule uses, whichever of its two policies it is.
 fn activate(
     api: &Api,
@@ -140,15 +169,8 @@ fn activate(
     canary_percent: Option<u8>,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
-    let (name, revision) = plugin.split_once('@').map_or((plugin, None), |(name, revision)| (name, Some(revision)));
-    let plugins = api.call(Call::new(Method::GET, &format!("/v1/plugins/{}", encode(name))))?;
-    let revisions = items(&plugins.json, "plugins");
-    let wanted = match revision {
-        Some(revision) => revisions.iter().find(|known| text(known, "revision") == revision),
-        None => revisions.last(),
-    };
-    let wanted =
-        wanted.ok_or_else(|| Error::Failed(format!("{name} has no revision {}", revision.unwrap_or_default())))?;
+    let wanted = find(api, plugin)?;
+    let name = text(&wanted, "name");
     let rules = api.call(Call::new(Method::GET, "/v1/rules"))?;
     let rule = items(&rules.json, "rules").iter().find(|rule| text(rule, "match") == prefix);
     let mut body = rule.cloned().unwrap_or_else(|| json!({ "match": prefix }));
@@ -158,7 +180,7 @@ fn activate(
             body.remove(told);
         }
     }
-    let (world, digest) = (text(wanted, "world"), text(wanted, "revision"));
+    let (world, digest) = (text(&wanted, "world"), text(&wanted, "revision"));
     if let Some(percent) = canary_percent {
         body["canary"] = json!({ "revision": digest, "percent": percent });
     } else {

@@ -7,8 +7,10 @@ pub mod activation;
 pub mod cluster;
 pub mod list;
 pub mod operations;
+mod placements;
 pub mod plugins;
 pub mod read;
+pub mod recordings;
 pub mod rollout;
 pub mod rules;
 pub mod slots;
@@ -63,6 +65,9 @@ pub struct Node {
     uploading: tokio::sync::Mutex<()>,
     /// Places for uploads whose bytes are in memory.
     uploads: Arc<tokio::sync::Semaphore>,
+    /// Places for recordings that are under way.
+    recordings: Arc<tokio::sync::Semaphore>,
+    placements: placements::Placements,
     totals: totals::Totals,
     leaving: AtomicBool,
 }
@@ -150,6 +155,7 @@ impl Node {
                 (Some(peers), registry, snapshot.revision)
             }
         };
+        let placements = placements::Placements::load(&*store).await?;
         let node = Self {
             id: settings.id,
             shards: u32::try_from(commits.tables.len()).map_err(Error::internal)?,
@@ -168,6 +174,8 @@ impl Node {
             followed: tokio::sync::watch::Sender::new(revision),
             uploading: tokio::sync::Mutex::default(),
             uploads: Arc::new(tokio::sync::Semaphore::new(limits::UPLOADS_MAX)),
+            recordings: Arc::new(tokio::sync::Semaphore::new(limits::RECORDINGS_MAX)),
+            placements,
             totals: totals::Totals::default(),
             leaving: AtomicBool::new(false),
         };

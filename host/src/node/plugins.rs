@@ -4,6 +4,7 @@
 //! revision, so one that is listed is whole. What a component may be is decided in `policy`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
@@ -124,6 +125,14 @@ impl Node {
         Ok(())
     }
 
+    /// The operator trusts a revision again: it is asked with the next request, under every rule of this node.
+    pub fn release_plugin(&self, name: &str, digest: &str) -> Result<Arc<Revision>, Error> {
+        let revision = self.catalog.get(name, Some(digest)).map_err(missing)?;
+        revision.release();
+        tracing::warn!("the plugin {name} {digest} is released: it is asked again");
+        Ok(revision)
+    }
+
     /// What admission found, for revisions that were uploaded.
     pub async fn admission(&self, name: &str, digest: &str) -> Result<Option<admission::Report>, Error> {
         Ok(self.record(name, digest).await?.map(|record| record.admission))
@@ -221,8 +230,10 @@ pub async fn load_stored(store: &dyn Store, engine: &Arc<Engine>, catalog: &cata
     }
     records.sort_by_key(|(_, record)| record.uploaded_at_ms);
     for (key, record) in records {
-        if let Err(why) = load_one(store, engine, catalog, &key, &record).await {
-            tracing::error!("the plugin {key} is not loaded: {why}");
+        let began = Instant::now();
+        match load_one(store, engine, catalog, &key, &record).await {
+            Ok(()) => tracing::info!("the plugin {key} is ready after {:.1} ms", began.elapsed().as_secs_f64() * 1e3),
+            Err(why) => tracing::error!("the plugin {key} is not loaded: {why}"),
         }
     }
     Ok(())

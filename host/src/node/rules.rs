@@ -40,14 +40,19 @@ impl ActiveRule {
 
     /// Whether a revision takes part in this rule.
     pub fn uses(&self, digest: &str) -> bool {
+        self.bindings().any(|binding| binding.revision.digest() == digest)
+    }
+
+    /// Every policy that takes part in it.
+    pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
         let canary = self.canary.as_ref().map(|canary| &canary.binding);
         let shadow = self.shadow.as_ref().map(|shadow| &shadow.binding);
-        let bindings = [Some(&self.selection), Some(&self.aggregation), canary, shadow];
-        bindings.into_iter().flatten().any(|binding| binding.revision.digest() == digest)
+        [Some(&self.selection), Some(&self.aggregation), canary, shadow].into_iter().flatten()
     }
 }
 
-/// Whether a policy's dry run comes before it is bound. At a start it does not: it passed when the rule was set.
+/// Whether a policy's dry run comes before it is bound. At a start it does not: it passed when the rule was set, and
+/// where it put the policy is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trial {
     /// Whether the rule's spread is every shard: some policies answer right only then.
@@ -228,10 +233,22 @@ impl Node {
         // Bound before it is stored: a rule that no node could serve must not be found at the next start.
         let bound = after.current.as_ref().map(|current| self.bind_on_trial(current)).transpose()?;
         self.prepare_elsewhere(&before, &after, allow_missing).await?;
+        self.placements.save(&*self.store).await?;
         self.widen_reads_first(prefix, &before, &after).await?;
         let revision = self.put_in_force(prefix, after, bound.clone()).await?;
+        self.forget_placements().await;
         self.await_elsewhere(revision).await?;
         Ok(bound)
+    }
+
+    /// Where policies ran under rules that are gone need not be kept.
+    async fn forget_placements(&self) {
+        let in_force = self.rules.load().list();
+        let bindings = in_force.iter().flat_map(|active| active.bindings());
+        if let Err(why) = self.placements.keep(&*self.store, bindings).await {
+            // The rule is in force; the next change or start tries again.
+            tracing::warn!("where policies ran under rules that are gone is still kept: {why}");
+        }
     }
 
     pub(super) fn bind_on_trial(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
@@ -370,10 +387,14 @@ impl Node {
         match trial {
             Trial::Run { all_shards } if builtin::find(revision.name()).is_none() => {
                 let bound = admission::bind(&self.policies, revision, &policy.config, grants, all_shards);
-                bound.map_err(|why| invalid(why.to_string()))
+                let bound = bound.map_err(|why| invalid(why.to_string()))?;
+                self.placements.note(revision, &bound);
+                Ok(bound)
             }
             _ => {
-                let bound = self.policies.bind_with(revision, &policy.config, grants);
+                let placement = self.placements.get(revision, &policy.config, grants);
+                let placement = placement.unwrap_or_else(|| revision.placement.clone());
+                let bound = admission::bind_placed(&self.policies, revision, &policy.config, grants, &placement);
                 bound.map_err(|why| invalid(why.to_string()))
             }
         }

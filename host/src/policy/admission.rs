@@ -265,6 +265,17 @@ pub fn bind(
     Ok(engine.bind_with(&moved(engine, revision, &placement)?, config, grants)?)
 }
 
+/// Binds a revision without a dry run, to run where an earlier one put it.
+pub fn bind_placed(
+    engine: &Arc<Engine>,
+    revision: &Arc<Revision>,
+    config: &str,
+    grants: Grants,
+    placement: &Placement,
+) -> Result<Arc<Binding>, Rejected> {
+    engine.bind_with(&moved(engine, revision, placement)?, config, grants)
+}
+
 fn moved(engine: &Engine, revision: &Arc<Revision>, placement: &Placement) -> Result<Arc<Revision>, Rejected> {
     if revision.placement == *placement { Ok(revision.clone()) } else { engine.placed(revision, placement.clone()) }
 }
@@ -282,7 +293,7 @@ fn settle(engine: &Engine, revision: &Revision, setup: Setup<'_>) -> Result<(Pla
     let mut placement = revision.placement.clone();
     if placement == Placement::Inline {
         let because = match tried(&placement) {
-            Ok(found) => match slow(&found.cost) {
+            Ok(found) => match slow(&found.cost).or_else(|| found.memory_refused.then(refused_memory)) {
                 Some(because) => because,
                 None => return Ok((placement, found)),
             },
@@ -299,6 +310,11 @@ fn settle(engine: &Engine, revision: &Revision, setup: Setup<'_>) -> Result<(Pla
 fn slow(cost: &Cost) -> Option<String> {
     let (median, max) = (Duration::from_nanos(cost.median_ns), limits::INLINE_MEDIAN_MAX);
     (median > max).then(|| format!("a call takes {median:?} in the median; on the serving thread it may take {max:?}"))
+}
+
+/// It answered all the same, as a garbage collector does that is refused memory. Sooner or later one does not.
+fn refused_memory() -> String {
+    "on the serving thread it was refused memory during its dry run".into()
 }
 
 /// Limits that are wider there, and waiting, which is allowed there.

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::breaker::Breaker;
 use super::imports::Grants;
+use super::imports::mirror::Mirror;
 use super::limits;
+use super::recording::tape::Taping;
 use super::revision::{Rejected, Revision};
 use super::state::Node;
 
@@ -18,6 +21,11 @@ pub struct Binding {
     pub id: u64,
     /// Its place in each thread's table; reused after it is gone.
     pub(super) seat: usize,
+    /// Faults under one rule, with its config, say nothing about the revision under another.
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) taping: Taping,
+    /// Of a policy that reads the registry inline.
+    pub(super) mirror: Option<Arc<Mirror>>,
     pub(super) node: Arc<Node>,
     seats: Arc<Mutex<Seats>>,
 }
@@ -28,11 +36,14 @@ impl Binding {
         config: &str,
         grants: Grants,
         node: &Arc<Node>,
+        mirror: Option<Arc<Mirror>>,
         seats: &Arc<Mutex<Seats>>,
     ) -> Result<Self, Rejected> {
         let (id, seat) = seats.lock().take().ok_or(Rejected::TooManyBindings)?;
         let (revision, config) = (revision.clone(), config.to_owned());
-        Ok(Self { revision, config, grants, id, seat, node: node.clone(), seats: seats.clone() })
+        let breaker = revision.shared.breakers.another();
+        let (node, seats) = (node.clone(), seats.clone());
+        Ok(Self { revision, config, grants, id, seat, breaker, taping: Taping::default(), mirror, node, seats })
     }
 }
 

@@ -1,10 +1,11 @@
-//! The circuit breaker of one revision on this node: when calls keep failing, the native choice answers for a while
+//! The circuit breaker of one revision under one rule on this node: when calls keep failing, the native choice answers for a while
 //! without asking.
 //!
 //! [`Machine`] is pure: time is passed in. [`Breaker`] puts it behind one atomic word, so that a healthy policy costs
 //! one relaxed load and takes no lock.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -46,12 +47,13 @@ impl Default for Settings {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// In the order of their severity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Closed,
-    Open,
     HalfOpen,
+    Open,
     /// Open until an operator releases it.
     Quarantined,
 }
@@ -236,6 +238,40 @@ impl Breaker {
     }
 }
 
+/// The breakers of one revision, one for each rule that uses it.
+#[derive(Debug)]
+pub struct Breakers {
+    settings: Settings,
+    all: Mutex<Vec<Weak<Breaker>>>,
+}
+
+impl Breakers {
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, all: Mutex::default() }
+    }
+
+    pub fn another(&self) -> Arc<Breaker> {
+        let breaker = Arc::new(Breaker::new(self.settings.clone()));
+        let mut all = self.all.lock();
+        all.retain(|breaker| breaker.strong_count() > 0);
+        all.push(Arc::downgrade(&breaker));
+        breaker
+    }
+
+    /// The worst of them; closed when there is none.
+    pub fn state(&self) -> State {
+        self.all().iter().map(|breaker| breaker.state()).max().unwrap_or(State::Closed)
+    }
+
+    pub fn release(&self) {
+        self.all().iter().for_each(|breaker| breaker.release());
+    }
+
+    fn all(&self) -> Vec<Arc<Breaker>> {
+        self.all.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,6 +402,20 @@ mod tests {
         assert_eq!((breaker.state(), breaker.admit()), (State::Quarantined, Admission::Refused));
         breaker.release();
         assert_eq!((breaker.state(), breaker.admit()), (State::Closed, Admission::Quiet));
+    }
+
+    #[test]
+    fn a_rule_that_fails_opens_no_other_rules_breaker() {
+        let breakers = Breakers::new(Settings { openings_max: 1, ..Settings::default() });
+        let (good, bad) = (breakers.another(), breakers.another());
+        (0..5).for_each(|_| bad.failed());
+        assert_eq!((good.admit(), bad.admit()), (Admission::Quiet, Admission::Refused));
+        assert_eq!(breakers.state(), State::Quarantined);
+        breakers.release();
+        assert_eq!((bad.admit(), breakers.state()), (Admission::Quiet, State::Closed));
+        (0..5).for_each(|_| bad.failed());
+        drop(bad);
+        assert_eq!(breakers.state(), State::Closed, "it went with its rule");
     }
 
     #[test]

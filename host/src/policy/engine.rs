@@ -15,10 +15,11 @@ use wasmtime::Config;
 use wasmtime::component::{Component, Linker};
 
 use super::binding::{Binding, Seats};
-use super::breaker::{self, Breaker};
+use super::breaker::{self, Breakers};
 use super::cache::Cache;
 use super::fault::{Fault, Kind};
 use super::imports::log::Lines;
+use super::imports::mirror::Mirror;
 use super::imports::scratch::Scratch;
 use super::imports::{self, Backend, Grants};
 use super::instance::{Instance, Unready};
@@ -127,7 +128,8 @@ impl Engine {
         revision::check_bytes(bytes, limits.component_bytes)?;
         let digest = revision::digest(bytes);
         let component = self.component(&digest, bytes, &limits)?;
-        let (imports, mut placement) = revision::imports_of(&component)?;
+        let mirrored = self.node.backend.as_ref().is_none_or(|backend| backend.mirrors());
+        let (imports, mut placement) = revision::imports_of(&component, mirrored)?;
         let (world, export) = revision::world_of(&component)?;
         if placement == Placement::Inline {
             let asked = options.pooled_because.map(Placement::Pooled);
@@ -142,16 +144,16 @@ impl Engine {
     }
 
     fn shared(&self, name: &str, digest: String, limits: Limits) -> Arc<Shared> {
-        let (stats, breaker, lines) = (Stats::default(), Breaker::new(self.breaker.clone()), Lines::new());
-        Arc::new(Shared { name: name.to_owned(), digest, limits, stats, breaker, lines })
+        let (stats, breakers, lines) = (Stats::default(), Breakers::new(self.breaker.clone()), Lines::new());
+        Arc::new(Shared { name: name.to_owned(), digest, limits, stats, breakers, lines })
     }
 
-    /// A loaded revision in another place: the same compiled code, statistics, breaker and log.
+    /// A loaded revision in another place: the same compiled code, statistics, breakers and log.
     pub(super) fn placed(&self, revision: &Revision, placement: Placement) -> Result<Arc<Revision>, Rejected> {
         self.linked_anew(revision, placement, revision.shared.clone())
     }
 
-    /// The same with statistics, breaker and log of its own, to be tried out.
+    /// The same with statistics, breakers and log of its own, to be tried out.
     pub(super) fn on_trial(&self, revision: &Revision, placement: Placement) -> Result<Arc<Revision>, Rejected> {
         let of = &revision.shared;
         self.linked_anew(revision, placement, self.shared(&of.name, of.digest.clone(), of.limits.clone()))
@@ -181,7 +183,31 @@ impl Engine {
     ) -> Result<Arc<Binding>, Rejected> {
         let backend = Scratch::new(self.node.backend.clone());
         let node = Arc::new(self.node.aside(Arc::new(backend)));
-        Binding::new(revision, config, grants, &node, &self.seats).map(Arc::new)
+        let mirror = self.mirror(revision, grants, &node)?;
+        Binding::new(revision, config, grants, &node, mirror, &self.seats).map(Arc::new)
+    }
+
+    /// The largest component that is loaded.
+    pub fn component_bytes_max(&self) -> usize {
+        self.limits.component_bytes
+    }
+
+    /// What a policy reads the registry from that runs inline and may. Blocks until it is filled.
+    fn mirror(&self, revision: &Revision, grants: Grants, node: &Node) -> Result<Option<Arc<Mirror>>, Rejected> {
+        let reads = revision.imports.iter().any(|name| name.split('@').next() == Some(imports::REGISTRY));
+        let Some(backend) = node.backend.clone().filter(|_| reads && grants.registry && revision.is_inline()) else {
+            return Ok(None);
+        };
+        let plugin = revision.name().to_owned();
+        let filled =
+            self.pool.wait(async move { backend.follow(&plugin).await }, self.limits.deadline_configure_pooled);
+        match filled {
+            Some(Ok(mirror)) => Ok(mirror),
+            _ => {
+                let why = "the registry, which it reads, does not answer now";
+                Err(Rejected::Fault(Fault::new(Kind::Unavailable, why)))
+            }
+        }
     }
 
     /// Whose components may be loaded. Whoever takes bytes from outside asks before `load`; built-in ones need no
@@ -205,7 +231,8 @@ impl Engine {
         if config.len() > limits::CONFIG_BYTES_MAX {
             return Err(Rejected::ConfigTooLong { bytes: config.len() });
         }
-        let binding = Arc::new(Binding::new(revision, config, grants, &self.node, &self.seats)?);
+        let mirror = self.mirror(revision, grants, &self.node)?;
+        let binding = Arc::new(Binding::new(revision, config, grants, &self.node, mirror, &self.seats)?);
         let tried = match revision.placement {
             Placement::Inline => Instance::new(&binding).map(|_| ()),
             Placement::Pooled(_) => self.pool.try_out(&binding),

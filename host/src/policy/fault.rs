@@ -1,10 +1,10 @@
 //! What can go wrong with one call of a policy. Callers never see it as an error: the native choice answers, and the
 //! fault is counted under its kind.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Kinds of faults, for counters. Stable names: they are metric labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Kind {

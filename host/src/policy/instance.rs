@@ -13,9 +13,10 @@ use wasmtime::{Store, UpdateDeadline};
 use super::binding::Binding;
 use super::fault::{Fault, Kind};
 use super::imports::log;
+use super::recording::format::{self as line, Answer, Line, Shard};
 use super::revision::{CombineCall, Configure, Exports, PlanCall, Refresh, SelectCall};
 use super::state::State;
-use super::view::{Partial, Plan, Read, Select, View};
+use super::view::{Partial, Plan, Read, Select, Total, View};
 
 /// An instance could not be made.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ impl From<Unready> for Fault {
     }
 }
 
+type CombineReturn = (Result<Total, String>,);
 type Function<Call> = TypedFunc<<Call as Pair>::Params, <Call as Pair>::Return>;
 
 trait Pair {
@@ -79,7 +81,7 @@ impl Instance {
         let mut instance = Self::linked(binding, store, linked)?;
         let (configure, config) = (instance.configure, (binding.config.clone(),));
         let answer = configure.call(&mut instance.store, config);
-        instance.configured(answer)
+        instance.configured(binding, answer)
     }
 
     /// The same on the pool; whoever awaits it limits its wall time.
@@ -90,7 +92,7 @@ impl Instance {
         let mut instance = Self::linked(binding, store, linked)?;
         let (configure, config) = (instance.configure, (binding.config.clone(),));
         let answer = configure.call_async(&mut instance.store, config).await;
-        instance.configured(answer)
+        instance.configured(binding, answer)
     }
 
     fn linked(binding: &Binding, mut store: Store<State>, linked: wasmtime::Result<Linked>) -> Result<Self, Unready> {
@@ -117,17 +119,47 @@ impl Instance {
         }
     }
 
-    fn configured(self, answer: wasmtime::Result<(Result<(), String>,)>) -> Result<Self, Unready> {
-        match answer {
-            Ok((Ok(()),)) => {
-                self.store.data().shared.stats.instance_made();
-                Ok(self)
-            }
+    fn configured(self, binding: &Binding, answer: wasmtime::Result<(Result<(), String>,)>) -> Result<Self, Unready> {
+        let state = self.store.data();
+        let answer = match answer {
+            Ok((Ok(()),)) => Ok(()),
             Ok((Err(text),)) => {
-                let max = self.store.data().shared.limits.error_text_bytes;
+                let max = state.shared.limits.error_text_bytes;
                 Err(Unready::Config(log::cut(&text, max).to_owned()))
             }
-            Err(error) => Err(self.store.data().classify(&error).into()),
+            Err(error) => Err(state.classify(&error).into()),
+        };
+        self.note(|instance, heard| {
+            let (revision, config) = (binding.revision.digest().to_owned(), binding.config.clone());
+            let (rule, grants, pooled) = (binding.taping.rule(), binding.grants, !binding.revision.is_inline());
+            let seed = state.tape.as_ref().expect("only an instance with a tape takes notes").seed();
+            let answer = match &answer {
+                Ok(()) => Answer::Ok(()),
+                Err(Unready::Config(text)) => Answer::Refused(text.clone()),
+                Err(Unready::Fault(fault)) => Answer::of(Err(fault)),
+            };
+            Line::Made(line::Made { instance, rule, revision, config, grants, pooled, seed, answer, heard })
+        });
+        answer.map(|()| {
+            self.store.data().shared.stats.instance_made();
+            self
+        })
+    }
+
+    /// It was refused memory or table elements since it was made.
+    pub fn memory_refused(&self) -> bool {
+        self.store.data().account.denied_once
+    }
+
+    /// Which recording it is part of; 0 for none.
+    pub fn recording(&self) -> u64 {
+        self.store.data().tape.as_ref().map_or(0, |tape| tape.id())
+    }
+
+    /// Adds a line to the recording that is under way, if one is.
+    fn note(&self, line: impl FnOnce(u64, Vec<line::Heard>) -> Line) {
+        if let Some(tape) = &self.store.data().tape {
+            tape.write(line);
         }
     }
 
@@ -136,14 +168,29 @@ impl Instance {
         self.begin_refresh(view, generation);
         let refresh: Function<Refresh<'_>> = self.refresh;
         let answer = refresh.call(&mut self.store, (view.record(),));
-        self.end(answer)
+        self.refreshed(view, answer)
     }
 
     pub async fn refresh_async(&mut self, view: &Arc<View>, generation: u64) -> Result<(), Fault> {
         self.begin_refresh(view, generation);
         let refresh: Function<Refresh<'_>> = self.refresh;
         let answer = refresh.call_async(&mut self.store, (view.record(),)).await;
-        self.end(answer)
+        self.refreshed(view, answer)
+    }
+
+    fn refreshed(&self, view: &View, answer: wasmtime::Result<()>) -> Result<(), Fault> {
+        let answer = self.end(answer);
+        self.note(|instance, heard| {
+            let (version, shards) = (view.version, view.shards.iter().map(Shard::from).collect());
+            Line::Refreshed(line::Refreshed {
+                instance,
+                version,
+                shards,
+                answer: Answer::of(answer.as_ref().copied()),
+                heard,
+            })
+        });
+        answer
     }
 
     fn begin_refresh(&mut self, view: &Arc<View>, generation: u64) {
@@ -154,43 +201,77 @@ impl Instance {
 
     pub fn select(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
         let Functions::Selection { select } = self.functions else { return Err(wrong_world()) };
-        let shard = self.call::<SelectCall<'_>>(select, (*request,))?.0;
-        chosen(shard, request.candidates)
+        let answer = self.call::<SelectCall<'_>>(select, (*request,));
+        self.selected(request, answer)
     }
 
     pub async fn select_async(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
         let Functions::Selection { select } = self.functions else { return Err(wrong_world()) };
-        let shard = self.call_async::<SelectCall<'_>>(select, (*request,)).await?.0;
-        chosen(shard, request.candidates)
+        let answer = self.call_async::<SelectCall<'_>>(select, (*request,)).await;
+        self.selected(request, answer)
+    }
+
+    fn selected(&self, request: &Select<'_>, answer: Result<(u32,), Fault>) -> Result<u32, Fault> {
+        let answer = answer.and_then(|(shard,)| chosen(shard, request.candidates));
+        self.note(|instance, heard| {
+            let (counter, candidates) = (request.counter.to_owned(), request.candidates.to_vec());
+            let (amount, key_hash, answer) = (request.amount, request.key_hash, Answer::of(answer.as_ref().copied()));
+            Line::Selected(line::Selected { instance, counter, amount, key_hash, candidates, answer, heard })
+        });
+        answer
     }
 
     pub fn plan(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
         let Functions::Aggregation { plan, .. } = self.functions else { return Err(wrong_world()) };
-        let plan = self.call::<PlanCall<'_>>(plan, (*request,))?.0;
-        planned(plan, request.shards)
+        let answer = self.call::<PlanCall<'_>>(plan, (*request,));
+        self.planned(request, answer)
     }
 
     pub async fn plan_async(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
         let Functions::Aggregation { plan, .. } = self.functions else { return Err(wrong_world()) };
-        let plan = self.call_async::<PlanCall<'_>>(plan, (*request,)).await?.0;
-        planned(plan, request.shards)
+        let answer = self.call_async::<PlanCall<'_>>(plan, (*request,)).await;
+        self.planned(request, answer)
+    }
+
+    fn planned(&self, request: &Read<'_>, answer: Result<(Plan,), Fault>) -> Result<Plan, Fault> {
+        let answer = answer.and_then(|(plan,)| planned(plan, request.shards));
+        self.note(|instance, heard| {
+            let (counter, shards) = (request.counter.to_owned(), request.shards.to_vec());
+            let (key_hash, max_age_ms) = (request.key_hash, request.max_age_ms);
+            let answer = match &answer {
+                Ok(plan) => Answer::Ok(plan.clone()),
+                Err(fault) => Answer::of(Err(fault)),
+            };
+            Line::Planned(line::Planned { instance, counter, key_hash, shards, max_age_ms, answer, heard })
+        });
+        answer
     }
 
     pub fn combine(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
         let Functions::Aggregation { combine, .. } = self.functions else { return Err(wrong_world()) };
-        let answer = self.call::<CombineCall<'_>>(combine, (partials,))?.0;
-        self.combined(answer.map(i128::from))
+        let answer = self.call::<CombineCall<'_>>(combine, (partials,));
+        self.combined(partials, answer)
     }
 
     pub async fn combine_async(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
         let Functions::Aggregation { combine, .. } = self.functions else { return Err(wrong_world()) };
-        let answer = self.call_async::<CombineCall<'_>>(combine, (partials,)).await?.0;
-        self.combined(answer.map(i128::from))
+        let answer = self.call_async::<CombineCall<'_>>(combine, (partials,)).await;
+        self.combined(partials, answer)
     }
 
-    fn combined(&self, answer: Result<i128, String>) -> Result<i128, Fault> {
+    fn combined(&self, partials: &[Partial], answer: Result<CombineReturn, Fault>) -> Result<i128, Fault> {
         let max = self.store.data().shared.limits.error_text_bytes;
-        answer.map_err(|text| Fault::new(Kind::Refused, log::cut(&text, max)))
+        let total = |total: Result<Total, String>| match total {
+            Ok(total) => Ok(i128::from(total)),
+            Err(text) => Err(Fault::new(Kind::Refused, log::cut(&text, max))),
+        };
+        let answer = answer.and_then(|(answer,)| total(answer));
+        self.note(|instance, heard| {
+            let partials = partials.iter().map(|partial| (partial.shard, partial.value)).collect();
+            let answer = Answer::of(answer.as_ref().map(ToString::to_string));
+            Line::Combined(line::Combined { instance, partials, answer, heard })
+        });
+        answer
     }
 
     fn call<Call: Pair>(&mut self, function: Function<Call>, params: Call::Params) -> Result<Call::Return, Fault>
@@ -230,7 +311,8 @@ impl Instance {
 
 fn store(binding: &Binding) -> Store<State> {
     let revision = &binding.revision;
-    let state = State::new(&binding.node, &revision.shared, binding.grants, revision.memory_bytes_max());
+    let (tape, mirror) = (binding.taping.tape(), binding.mirror.clone());
+    let state = State::new(&binding.node, &revision.shared, binding.grants, revision.memory_bytes_max(), mirror, tape);
     let mut store = Store::new(revision.pre.engine(), state);
     store.limiter(|state| &mut state.account);
     store.set_hostcall_fuel(revision.shared.limits.host_call_bytes);

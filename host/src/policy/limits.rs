@@ -28,6 +28,8 @@ pub const NESTING_MAX: usize = 16;
 pub const FUNCTION_BYTES_MAX: usize = 512 * 1024;
 /// Characters of a policy's name.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Answers of the host during one call that a recording keeps; a call that hears more ends it.
+pub const HEARD_MAX: usize = 4_096;
 /// A rule's `config` for a policy.
 pub const CONFIG_BYTES_MAX: usize = 64 * 1024;
 /// Log lines kept per revision for the operator.

@@ -96,7 +96,7 @@ impl Local {
             shared.stats.count(self.lane, Kind::Unavailable);
             return Some(Err(NoAnswer));
         }
-        let admission = shared.breaker.admit();
+        let admission = binding.breaker.admit();
         if admission == Admission::Refused {
             shared.stats.count(self.lane, Kind::BreakerOpen);
             return Some(Err(NoAnswer));
@@ -111,7 +111,7 @@ impl Local {
         };
         Some(match answer {
             Ok(answer) => {
-                shared.breaker.succeeded(admission);
+                binding.breaker.succeeded(admission);
                 if let Some(began) = began {
                     shared.stats.timed(self.lane, began.elapsed());
                 }
@@ -121,7 +121,7 @@ impl Local {
                 let guests = fault.kind.is_the_guests();
                 if !guests {
                     // It answered, if only with an error.
-                    shared.breaker.succeeded(admission);
+                    binding.breaker.succeeded(admission);
                 }
                 Err(self.failed(binding, fault, guests))
             }
@@ -140,8 +140,10 @@ impl Local {
             self.seats.resize_with(binding.seat + 1, || None);
         }
         let seat = &mut self.seats[binding.seat];
-        // Another id is a binding that is gone and whose seat this one took.
-        if seat.as_ref().is_none_or(|seat| seat.id != binding.id) {
+        let recording = binding.taping.recording();
+        // Another id is a binding that is gone and whose seat this one took. A recording begins with new instances.
+        let other = |seat: &Seat| seat.id != binding.id || recording != 0 && seat.instance.recording() != recording;
+        if seat.as_ref().is_none_or(other) {
             *seat = None;
             let instance = Instance::new(binding)?;
             *seat = Some(Seat { binding: Arc::downgrade(binding), id: binding.id, instance });
@@ -160,7 +162,7 @@ impl Local {
             if let Some(seat) = self.seats.get_mut(binding.seat) {
                 *seat = None;
             }
-            shared.breaker.failed();
+            binding.breaker.failed();
         }
         tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy failed; the native choice answers");
         shared.stats.fault(self.lane, fault);

@@ -7,7 +7,7 @@
 //!
 //! No other module names wasmtime. Start with `engine`, then `local` (the way of a call), `limits` (the walls),
 //! `breaker` and `stats`; `admission` says what may be loaded and bound, `trust` from whom, `canary` what is rolled back.
-//! `imports` has one file per interface of `wit/`. Which rule uses which binding is not decided here.
+//! `recording` keeps real decisions and runs them again. `imports` has one file per interface of `wit/`. Which rule uses which binding is not decided here.
 
 pub mod admission;
 pub mod binding;
@@ -24,6 +24,7 @@ pub mod limits;
 pub mod local;
 mod places;
 mod pool;
+pub mod recording;
 pub mod revision;
 mod scan;
 mod state;
@@ -42,6 +43,7 @@ pub use imports::{Backend, Grants, StoreBackend};
 pub use limits::Limits;
 pub use local::Local;
 pub use pool::{combine_pooled, plan_pooled, select_pooled};
+pub use recording::Recording;
 pub use revision::{Options, Placement, Rejected, Revision, World, digest};
 pub use trust::Trust;
 pub use view::{Chosen, Combined, Partial, Plan, Planned, Read, Select, ShardInfo, View};

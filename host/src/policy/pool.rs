@@ -41,6 +41,17 @@ impl Pool {
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 
+    /// Runs something on the pool and blocks until it answers; None when it does not in time.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        what: impl Future<Output = T> + Send + 'static,
+        limit: std::time::Duration,
+    ) -> Option<T> {
+        let (tell, told) = mpsc::sync_channel(1);
+        self.handle.spawn(async move { drop(tell.send(what.await)) });
+        told.recv_timeout(limit).ok()
+    }
+
     /// Makes an instance of a new binding, and keeps it. Blocks.
     pub fn try_out(&self, binding: &Arc<Binding>) -> Result<(), Unready> {
         let (tell, told) = mpsc::sync_channel(1);
@@ -176,7 +187,7 @@ async fn ask(engine: &Engine, binding: &Arc<Binding>, question: Question) -> Opt
         shared.stats.count(LANE, Kind::QueueFull);
         return None;
     };
-    let admission = shared.breaker.admit();
+    let admission = binding.breaker.admit();
     if admission == Admission::Refused {
         shared.stats.count(LANE, Kind::BreakerOpen);
         return None;
@@ -224,14 +235,16 @@ async fn work(queued: Queued, question: Question, admission: Admission, tell: on
     if tell.is_closed() {
         return;
     }
+    let recording = binding.taping.recording();
     let instance = match pooled.take(binding.id) {
-        Some(instance) => Ok(instance),
-        None => make(binding).await.map_err(Fault::from),
+        // A recording begins with new instances.
+        Some(instance) if recording == 0 || instance.recording() == recording => Ok(instance),
+        _ => make(binding).await.map_err(Fault::from),
     };
     let mut instance = match instance {
         Ok(instance) => instance,
         Err(fault) => {
-            shared.breaker.failed();
+            binding.breaker.failed();
             let _ = tell.send(Err(fault));
             return;
         }
@@ -242,11 +255,11 @@ async fn work(queued: Queued, question: Question, admission: Admission, tell: on
     match &answer {
         Err(fault) if fault.kind.is_the_guests() => {
             drop(instance);
-            shared.breaker.failed();
+            binding.breaker.failed();
         }
         _ => {
             pooled.keep(binding.id, instance);
-            shared.breaker.succeeded(admission);
+            binding.breaker.succeeded(admission);
         }
     }
     let _ = tell.send(answer);

@@ -13,7 +13,7 @@ use wasmtime::component::{Component, ComponentExportIndex, ComponentNamedList, I
 use super::breaker;
 use super::fault::Fault;
 use super::imports::log::Line;
-use super::imports::{NEVER_WAIT, WAIT, wasi};
+use super::imports::{NEVER_WAIT, REGISTRY, REGISTRY_WRITE, WAIT, wasi};
 use super::limits::{self, Limits};
 use super::pool::Pooled;
 use super::scan;
@@ -128,17 +128,18 @@ impl Revision {
         &self.shared.stats
     }
 
+    /// The worst under any rule.
     pub fn breaker(&self) -> breaker::State {
-        self.shared.breaker.state()
+        self.shared.breakers.state()
     }
 
     pub fn snapshot(&self) -> Snapshot {
         self.shared.stats.snapshot(self.breaker())
     }
 
-    /// Ends its quarantine, or the pause of an open breaker: the next call goes to the policy.
+    /// Ends its quarantine, or the pause of an open breaker, under every rule: the next call goes to the policy.
     pub fn release(&self) {
-        self.shared.breaker.release();
+        self.shared.breakers.release();
     }
 
     /// Calls, faults and latency since it was loaded, to be compared with a later look.
@@ -234,8 +235,9 @@ fn hosted(name: &str) -> bool {
     name.split_once('@').is_some_and(|(_, version)| version == "1.0" || version.starts_with("1.0."))
 }
 
-/// Names of the imports, all of them allowed, and where the component has to run because of them.
-pub(super) fn imports_of(component: &Component) -> Result<(Vec<String>, Placement), Rejected> {
+/// Names of the imports, all of them allowed, and where the component has to run because of them. `mirrored` says that the
+/// registry can be read without waiting.
+pub(super) fn imports_of(component: &Component, mirrored: bool) -> Result<(Vec<String>, Placement), Rejected> {
     let ty = component.component_type();
     let names: Vec<String> = ty.imports(component.engine()).map(|(name, _)| name.to_owned()).collect();
     if names.len() > limits::IMPORTS_MAX {
@@ -245,6 +247,10 @@ pub(super) fn imports_of(component: &Component) -> Result<(Vec<String>, Placemen
     for name in &names {
         let interface = name.split('@').next().unwrap_or_default();
         let ours = NEVER_WAIT.contains(&interface) || wasi::INLINE.iter().any(|prefix| interface.starts_with(prefix));
+        let reads_only = || mirrored && interface == REGISTRY && !imports_function(component, name, REGISTRY_WRITE);
+        if reads_only() {
+            continue;
+        }
         let pooled = WAIT.contains(&interface) || wasi::POOLED.iter().any(|prefix| interface.starts_with(prefix));
         match (ours, pooled) {
             (false, false) => return Err(Rejected::Import(name.clone())),
@@ -255,6 +261,18 @@ pub(super) fn imports_of(component: &Component) -> Result<(Vec<String>, Placemen
         }
     }
     Ok((names, placement))
+}
+
+/// Whether a component calls this function of an interface that it imports: tools leave out those that it does not.
+fn imports_function(component: &Component, interface: &str, function: &str) -> bool {
+    let ty = component.component_type();
+    let found = ty.imports(component.engine()).find(|(name, _)| *name == interface).map(|(_, item)| item.ty);
+    match found {
+        Some(ComponentItem::ComponentInstance(instance)) => {
+            instance.exports(component.engine()).any(|(name, _)| name == function)
+        }
+        _ => true,
+    }
 }
 
 /// A component whose first memory is larger than an inline instance may have runs on the pool.

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rand::RngCore;
 use wasi_rand::SeedableRng;
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Trap};
 use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxView, WasiView};
 
-use super::breaker::Breaker;
+use super::breaker::Breakers;
 use super::fault::{Fault, Kind};
 use super::imports::log::{self, Lines};
+use super::imports::mirror::Mirror;
 use super::imports::{Backend, Grants};
 use super::limits::{self, Limits};
+use super::recording::format::Seed;
+use super::recording::tape::{Clocks, Tape};
 use super::stats::Stats;
 use super::view::{Published, View};
 
@@ -88,7 +90,7 @@ pub(super) struct Shared {
     pub digest: String,
     pub limits: Limits,
     pub stats: Stats,
-    pub breaker: Breaker,
+    pub breakers: Breakers,
     pub lines: Lines,
 }
 
@@ -116,8 +118,17 @@ pub(super) struct Account {
     growing_bytes: usize,
     /// Refused something during this call.
     pub denied: bool,
+    /// Refused something ever.
+    pub denied_once: bool,
     budget: Arc<Budget>,
     shared: Arc<Shared>,
+}
+
+impl Account {
+    fn deny(&mut self) {
+        self.denied = true;
+        self.denied_once = true;
+    }
 }
 
 impl ResourceLimiter for Account {
@@ -125,7 +136,7 @@ impl ResourceLimiter for Account {
         let bytes = desired.saturating_sub(current);
         self.growing_bytes = 0;
         if self.memory_bytes.saturating_add(bytes) > self.memory_bytes_max || !self.budget.take(bytes) {
-            self.denied = true;
+            self.deny();
             return Ok(false);
         }
         self.growing_bytes = bytes;
@@ -143,7 +154,7 @@ impl ResourceLimiter for Account {
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let elements = desired.saturating_sub(current);
         if self.table_elements.saturating_add(elements) > self.table_elements_max {
-            self.denied = true;
+            self.deny();
             return Ok(false);
         }
         self.table_elements += elements;
@@ -206,17 +217,30 @@ pub(super) struct State {
     pub io_calls_left: u32,
     pub view: Arc<View>,
     pub node: Arc<Node>,
+    /// The node's, or what a recording puts in its place.
+    pub backend: Option<Arc<dyn Backend>>,
+    /// Of a policy that reads the registry inline.
+    pub mirror: Option<Arc<Mirror>>,
+    /// Of an instance that is recorded, or run again.
+    pub tape: Option<Arc<Tape>>,
     pub shared: Arc<Shared>,
     pub grants: Grants,
 }
 
 impl State {
-    pub fn new(node: &Arc<Node>, shared: &Arc<Shared>, grants: Grants, memory_bytes_max: usize) -> Self {
+    pub fn new(
+        node: &Arc<Node>,
+        shared: &Arc<Shared>,
+        grants: Grants,
+        memory_bytes_max: usize,
+        mirror: Option<Arc<Mirror>>,
+        tape: Option<Arc<Tape>>,
+    ) -> Self {
         let limits = &shared.limits;
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::RESOURCES_MAX);
         Self {
-            wasi: nothing_granted(shared),
+            wasi: nothing_granted(shared, tape.as_ref()),
             table,
             account: Account {
                 memory_bytes_max,
@@ -226,13 +250,21 @@ impl State {
                 table_elements: 0,
                 growing_bytes: 0,
                 denied: false,
+                denied_once: false,
                 budget: node.budget.clone(),
                 shared: shared.clone(),
             },
             clock: Clock::default(),
             host_calls_left: limits.host_calls,
             io_calls_left: limits.io_calls,
-            view: node.published.load(),
+            // A recording holds the views that came by `refresh`, so its instances begin with none.
+            view: if tape.is_none() { node.published.load() } else { Arc::default() },
+            backend: match &tape {
+                None => node.backend.clone(),
+                Some(tape) => tape.backend(node.backend.clone()),
+            },
+            mirror,
+            tape,
             node: node.clone(),
             shared: shared.clone(),
             grants,
@@ -300,17 +332,19 @@ impl WasiView for State {
 
 /// WASI with clocks and random numbers, and nothing else: no files, network, environment or arguments. What the guest
 /// prints goes where its log lines go. Random numbers come from a seed of this instance.
-fn nothing_granted(shared: &Arc<Shared>) -> WasiCtx {
-    let mut seed = [0; 32];
-    rand::rng().fill_bytes(&mut seed);
+fn nothing_granted(shared: &Arc<Shared>, tape: Option<&Arc<Tape>>) -> WasiCtx {
+    let Seed(seed) = tape.map_or_else(Seed::draw, |tape| tape.seed());
     let generator = |stream: u8| {
         let mut seed = seed;
         seed[0] ^= stream;
         wasi_rand::rngs::StdRng::from_seed(seed)
     };
     let (low, _) = seed.split_at(16);
-    WasiCtx::builder()
-        .secure_random(generator(1))
+    let mut wasi = WasiCtx::builder();
+    if let Some(tape) = tape {
+        wasi.wall_clock(Clocks::new(tape)).monotonic_clock(Clocks::new(tape));
+    }
+    wasi.secure_random(generator(1))
         .insecure_random(generator(2))
         .insecure_random_seed(u128::from_le_bytes(low.try_into().expect("16 bytes")))
         .max_random_size(limits::RANDOM_BYTES_MAX)

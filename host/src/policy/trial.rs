@@ -64,6 +64,8 @@ pub(super) struct Found {
     pub exact_sum: Option<bool>,
     pub cost: Cost,
     pub memory_peak_bytes: usize,
+    /// An instance was refused memory or table elements, and went on.
+    pub memory_refused: bool,
 }
 
 /// It did not.
@@ -111,6 +113,7 @@ struct Trial<'a> {
     passed: BTreeMap<Check, u64>,
     deterministic: bool,
     exact_sum: bool,
+    memory_refused: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -129,24 +132,36 @@ impl<'a> Trial<'a> {
             }
         };
         let binding = engine.bind_aside(revision, setup.config, setup.grants)?;
-        Ok(Self { setup, binding, runtime, passed: BTreeMap::new(), deterministic: true, exact_sum: true })
+        Ok(Self {
+            setup,
+            binding,
+            runtime,
+            passed: BTreeMap::new(),
+            deterministic: true,
+            exact_sum: true,
+            memory_refused: false,
+        })
     }
 
     fn run(mut self) -> Result<Found, Failed> {
         let mut subject = self.subject()?;
         let first = self.vectors(&mut subject)?;
+        self.memory_refused |= subject.instance.memory_refused();
         for _ in 1..self.setup.effort.instances {
             subject = self.subject()?;
             let again = self.vectors(&mut subject)?;
+            self.memory_refused |= subject.instance.memory_refused();
             self.deterministic &= again == first;
         }
         let cost = self.cost(&mut subject)?;
+        self.memory_refused |= subject.instance.memory_refused();
         let revision = &self.binding.revision;
         Ok(Found {
             exact_sum: (revision.world == World::Aggregation).then_some(self.exact_sum),
             deterministic: self.deterministic,
             cost,
             memory_peak_bytes: revision.snapshot().memory_peak_bytes,
+            memory_refused: self.memory_refused,
             passed: self.passed,
         })
     }
@@ -155,20 +170,11 @@ impl<'a> Trial<'a> {
     fn subject(&mut self) -> Result<Subject, Failed> {
         let what = if self.setup.config.is_empty() { "an empty config" } else { "the rule's config" };
         self.in_time(&what)?;
-        let limits = &self.binding.revision.shared.limits;
-        let (limit, call_limit) = (limits.deadline_configure_pooled, limits.deadline_pooled);
-        let late = || Unready::Fault(Fault::new(Kind::Deadline, format!("it was not configured within {limit:?}")));
-        let watch = self.watch(limit);
-        let made = match &self.runtime {
-            None => Instance::new(&self.binding),
-            Some(runtime) => runtime.block_on(async {
-                timeout(limit, Instance::new_async(&self.binding)).await.unwrap_or_else(|_| Err(late()))
-            }),
-        };
-        match made {
-            Ok(instance) => {
+        let watch = self.watch(self.binding.revision.shared.limits.deadline_configure_pooled);
+        match Subject::new(&self.binding, self.runtime.clone()) {
+            Ok(subject) => {
                 self.pass(Check::Configure);
-                Ok(Subject { instance, runtime: self.runtime.clone(), call_limit })
+                Ok(subject)
             }
             Err(Unready::Config(text)) => Err(Failed::Config(text)),
             Err(Unready::Fault(fault)) => Err(watch.failed(Check::Configure, what.into(), fault)),
@@ -300,7 +306,7 @@ impl<F: Fn(&mut fmt::Formatter<'_>) -> fmt::Result> fmt::Display for Lazy<F> {
 }
 
 /// An instance that is asked on this thread, inline or as the pool does. After a fault it must be dropped.
-struct Subject {
+pub(super) struct Subject {
     instance: Instance,
     /// For policies of the pool.
     runtime: Option<Rc<Runtime>>,
@@ -309,28 +315,42 @@ struct Subject {
 }
 
 impl Subject {
-    fn refresh(&mut self, view: &Arc<View>) -> Result<(), Fault> {
+    /// A new instance, configured. The runtime is for policies of the pool.
+    pub fn new(binding: &Binding, runtime: Option<Rc<Runtime>>) -> Result<Self, Unready> {
+        let limits = &binding.revision.shared.limits;
+        let (limit, call_limit) = (limits.deadline_configure_pooled, limits.deadline_pooled);
+        let late = |_| Err(Fault::new(Kind::Deadline, format!("it was not configured within {limit:?}")).into());
+        let instance = match &runtime {
+            None => Instance::new(binding)?,
+            Some(runtime) => {
+                runtime.block_on(async { timeout(limit, Instance::new_async(binding)).await.unwrap_or_else(late) })?
+            }
+        };
+        Ok(Self { instance, runtime, call_limit })
+    }
+
+    pub fn refresh(&mut self, view: &Arc<View>) -> Result<(), Fault> {
         match &self.runtime {
             None => self.instance.refresh(view, view.version),
             Some(runtime) => runtime.block_on(within(self.call_limit, self.instance.refresh_async(view, view.version))),
         }
     }
 
-    fn select(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
+    pub fn select(&mut self, request: &Select<'_>) -> Result<u32, Fault> {
         match &self.runtime {
             None => self.instance.select(request),
             Some(runtime) => runtime.block_on(within(self.call_limit, self.instance.select_async(request))),
         }
     }
 
-    fn plan(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
+    pub fn plan(&mut self, request: &Read<'_>) -> Result<Plan, Fault> {
         match &self.runtime {
             None => self.instance.plan(request),
             Some(runtime) => runtime.block_on(within(self.call_limit, self.instance.plan_async(request))),
         }
     }
 
-    fn combine(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
+    pub fn combine(&mut self, partials: &[Partial]) -> Result<i128, Fault> {
         match &self.runtime {
             None => self.instance.combine(partials),
             Some(runtime) => runtime.block_on(within(self.call_limit, self.instance.combine_async(partials))),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use wasmtime::component::{ComponentType, Lift, Lower};
 
 /// One shard as this node sees it. A record of `wit/types.wit`.
@@ -126,7 +127,8 @@ pub struct Read<'a> {
 }
 
 /// What to read.
-#[derive(Debug, Clone, PartialEq, Eq, ComponentType, Lift)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ComponentType, Lift)]
+#[serde(rename_all = "snake_case")]
 #[component(variant)]
 pub enum Plan {
     #[component(name = "all")]

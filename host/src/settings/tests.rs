@@ -37,6 +37,7 @@ fn nothing_needs_to_be_set() {
     assert_eq!(settings.cache_dir, PathBuf::from("/home/ana/.cache/quipu"));
     assert_eq!((settings.shards, settings.policies, settings.resident_counters), (12, true, 4_000_000));
     assert_eq!(settings.idempotency_window, Duration::from_secs(86_400));
+    assert_eq!(settings.plugin_bytes_max, 64 << 20);
     assert_eq!(settings.drain_timeout, Duration::from_secs(20));
     assert!(settings.workers >= 1 && !settings.node_id.is_empty());
     assert_eq!((settings.admin_token, settings.compat_shard_listen), (None, None));
@@ -50,6 +51,15 @@ fn flags_beat_environment_beats_file_beats_default() {
     assert_eq!((settings.shards, settings.workers), (5, 4));
     assert_eq!((settings.log.as_str(), settings.policies), ("debug", false));
     assert_eq!(settings.data_dir, PathBuf::from("./quipu-data"));
+}
+
+#[test]
+fn the_largest_plugin_is_given_in_mib() {
+    assert_eq!(valid(&["--plugin-size-mib", "256"], &[]).plugin_bytes_max, 256 << 20);
+    for wrong in ["0", "257", "64MiB"] {
+        let problems = problems(&["--plugin-size-mib", wrong], &[]);
+        assert!(problems[0].contains("plugin-size-mib"), "{problems:?}");
+    }
 }
 
 #[test]

@@ -4,4 +4,5 @@ pub mod auth;
 pub mod cluster;
 pub mod plugins;
 pub mod policies;
+pub mod recordings;
 pub mod rules;

@@ -16,7 +16,6 @@ use crate::http::body::{self, Body, full, json, no_content, streamed};
 use crate::http::problem::Problem;
 use crate::http::request::{self, Query};
 use crate::http::v1::time;
-use crate::limits;
 use crate::node::{Node, Worker};
 use crate::policy::imports::log::Level;
 use crate::policy::stats::Snapshot;
@@ -105,7 +104,7 @@ pub async fn upload(
     let signature = headers.get(SIGNATURE).map(|value| value.to_str().map(str::to_owned));
     let signature = signature.transpose().map_err(|_| Error::invalid("Quipu-Signature: must be hexadecimal digits"))?;
     let _place = worker.node.place_for_upload()?;
-    let bytes = body::read_long(body, limits::PLUGIN_BYTES_MAX).await?;
+    let bytes = body::read_long(body, worker.node.policies.component_bytes_max()).await?;
     let uploaded = worker
         .node
         .off_thread(move |node| async move { node.upload(&name, &bytes, signature.as_deref()).await })
@@ -127,6 +126,13 @@ pub async fn delete(worker: &Rc<Worker>, name: &str, digest: &str) -> Result<Res
         (request::path_text(name, "name")?.into_owned(), request::path_text(digest, "revision")?.into_owned());
     worker.node.off_thread(move |node| async move { node.remove_plugin(&name, &digest).await }).await?;
     Ok(no_content())
+}
+
+/// Ends a revision's quarantine on this node, or the pause of its open breakers.
+pub fn release(worker: &Rc<Worker>, name: &str, digest: &str) -> Result<Response<Body>, Problem> {
+    let (name, digest) = (request::path_text(name, "name")?, request::path_text(digest, "revision")?);
+    let revision = worker.node.release_plugin(&name, &digest)?;
+    Ok(json(StatusCode::OK, &answer(&worker.node, &revision)))
 }
 
 /// Log lines of one plugin's revisions, as NDJSON; with `follow=true` the answer goes on as they come.

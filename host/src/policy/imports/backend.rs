@@ -5,16 +5,19 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use super::mirror::Mirror;
 use crate::policy::limits;
 use crate::policy::state::{Shared, State};
 use crate::store::Store;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Space {
     Registry,
     Storage,
@@ -44,7 +47,8 @@ impl Space {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
 pub enum Error {
     #[error("{0}")]
     Limit(String),
@@ -77,6 +81,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What `shard` has journaled of a counter.
     async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error>;
+
+    /// Whether [`Backend::follow`] has mirrors. Without them every policy that imports `registry` runs on the pool.
+    fn mirrors(&self) -> bool {
+        false
+    }
+
+    /// A plugin's registry in memory, filled when this answers and kept up to date for as long as somebody holds it.
+    /// None: this backend has no mirrors.
+    async fn follow(&self, _plugin: &str) -> Result<Option<Arc<Mirror>>, Error> {
+        Ok(None)
+    }
 }
 
 /// The way to the backend for one call of a plugin that may use it.
@@ -86,15 +101,18 @@ pub(super) struct Opened {
 }
 
 impl State {
-    /// Checks a key's length and finds the backend.
-    pub(super) fn open(&self, key: &str, bytes: RangeInclusive<usize>) -> Result<Opened, Error> {
-        if !bytes.contains(&key.len()) {
-            let (min, max) = (bytes.start(), bytes.end());
-            return Err(Error::Limit(format!("a key has {min} to {max} bytes; this one has {}", key.len())));
-        }
-        let backend = self.node.backend.clone().ok_or(Error::Unavailable)?;
+    pub(super) fn open(&self) -> Result<Opened, Error> {
+        let backend = self.backend.clone().ok_or(Error::Unavailable)?;
         Ok(Opened { backend, shared: self.shared.clone() })
     }
+}
+
+pub(super) fn check_key(key: &str, bytes: RangeInclusive<usize>) -> Result<(), Error> {
+    if bytes.contains(&key.len()) {
+        return Ok(());
+    }
+    let (min, max) = (bytes.start(), bytes.end());
+    Err(Error::Limit(format!("a key has {min} to {max} bytes; this one has {}", key.len())))
 }
 
 impl Opened {
@@ -126,6 +144,8 @@ pub(super) struct Usage {
     loaded: bool,
     entry_bytes: HashMap<String, usize>,
     bytes: usize,
+    /// Of a registry that somebody follows.
+    mirror: Weak<Mirror>,
 }
 
 impl Usage {
@@ -159,6 +179,12 @@ impl StoreBackend {
 
     async fn usage(&self, name: &str) -> Arc<Mutex<Usage>> {
         self.usage.lock().await.entry(name.to_owned()).or_default().clone()
+    }
+
+    async fn reflect(&self, name: &str, mirror: &Mirror) -> Result<(), Error> {
+        let entries = self.store.scan(name, "", Space::Registry.keys_max() + 1).await.map_err(unavailable)?;
+        mirror.replace(entries);
+        Ok(())
     }
 
     async fn fill(&self, space: Space, name: &str, usage: &mut Usage) -> Result<(), Error> {
@@ -211,7 +237,15 @@ impl Backend for StoreBackend {
         usage.check(space, key, bytes)?;
         // Counted first: when the write's outcome is unknown, the quota errs on the safe side.
         usage.set(key, bytes);
-        self.store.put(&name, key, value).await.map_err(unavailable)
+        let written = self.store.put(&name, key, value).await.map_err(unavailable);
+        if let Some(mirror) = usage.mirror.upgrade() {
+            match written {
+                Ok(()) => mirror.put(key, value),
+                // It may have happened. If it cannot be seen now either, the next write shows it.
+                Err(_) => drop(self.reflect(&name, &mirror).await),
+            }
+        }
+        written
     }
 
     async fn delete(&self, space: Space, plugin: &str, key: &str) -> Result<(), Error> {
@@ -225,5 +259,23 @@ impl Backend for StoreBackend {
 
     async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error> {
         (self.partials)(counter, shard).map_err(|Unavailable| Error::Unavailable)
+    }
+
+    fn mirrors(&self) -> bool {
+        true
+    }
+
+    async fn follow(&self, plugin: &str) -> Result<Option<Arc<Mirror>>, Error> {
+        let name = Space::Registry.named(plugin);
+        let usage = self.usage(&name).await;
+        // Held over the scan, so that no write falls between it and the mirror.
+        let mut usage = usage.lock().await;
+        if let Some(mirror) = usage.mirror.upgrade() {
+            return Ok(Some(mirror));
+        }
+        let mirror = Arc::new(Mirror::default());
+        self.reflect(&name, &mirror).await?;
+        usage.mirror = Arc::downgrade(&mirror);
+        Ok(Some(mirror))
     }
 }

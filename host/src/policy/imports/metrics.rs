@@ -14,7 +14,8 @@ impl State {
 impl Host for State {
     fn node_cpu(&mut self) -> wasmtime::Result<f64> {
         self.host_call()?;
-        Ok(self.node.cpu())
+        let cpu = self.node.cpu();
+        Ok(self.tape.as_ref().map_or(cpu, |tape| tape.node_cpu(cpu)))
     }
 
     fn shard_cpu(&mut self, shard: u32) -> wasmtime::Result<Option<f64>> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::backend::{self, Backend, Error, Space, Usage};
+use super::mirror::Mirror;
 
 pub(in crate::policy) struct Scratch {
     behind: Option<Arc<dyn Backend>>,
@@ -88,6 +89,14 @@ impl Backend for Scratch {
         match &self.behind {
             Some(behind) => behind.partial(counter, shard).await,
             None => Ok(None),
+        }
+    }
+
+    /// Policies that write have no mirror, so what is behind is all there is.
+    async fn follow(&self, plugin: &str) -> Result<Option<Arc<Mirror>>, Error> {
+        match &self.behind {
+            Some(behind) => behind.follow(plugin).await,
+            None => Ok(Some(Arc::default())),
         }
     }
 }

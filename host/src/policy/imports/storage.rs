@@ -38,7 +38,8 @@ impl State {
         if !self.grants.storage {
             return Err(Error::Denied);
         }
-        Ok(self.open(key, 1..=limits::STORAGE_KEY_BYTES_MAX)?)
+        backend::check_key(key, 1..=limits::STORAGE_KEY_BYTES_MAX)?;
+        Ok(self.open()?)
     }
 }
 

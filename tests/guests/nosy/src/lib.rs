@@ -4,6 +4,7 @@
 //! how the host answered: `denied: …` or `GRANTED: …`. It uses the standard library, so it imports WASI.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::TcpStream;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -38,7 +39,8 @@ impl Guest for Nosy {
             "arguments" => tell(some(std::env::args().count())),
             "stdin" => tell(std::io::read_to_string(std::io::stdin()).and_then(|text| some(text.len()))),
             "exit-in-configure" => std::process::exit(0),
-            "" | "stdout" | "stderr" | "exit-in-select" | "panic-in-select" | "sleep" | "clocks-and-random" => {
+            "" | "stdout" | "stderr" | "exit-in-select" | "panic-in-select" | "sleep" | "clocks-and-random"
+            | "draws" => {
                 HOW.set(config).map_err(|_| "configured twice".into())
             }
             _ => Err(format!("unknown misbehaviour {config:?}")),
@@ -59,6 +61,13 @@ impl Guest for Nosy {
                 assert!(HashSet::from([1, 2]).contains(&2) && SystemTime::now() > SystemTime::UNIX_EPOCH);
                 let begun = Instant::now();
                 assert!(Instant::now() >= begun);
+            }
+            "draws" => {
+                // Both the random interface and the clock have a say.
+                let drawn = RandomState::new().build_hasher().finish();
+                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let sum = drawn.wrapping_add(u64::from(since.subsec_nanos()));
+                return request.candidates[(sum % request.candidates.len() as u64) as usize];
             }
             _ => {}
         }
