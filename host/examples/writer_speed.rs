@@ -33,6 +33,9 @@ impl Store for Nothing {
     async fn read(&self, _: u32, _: u64, _: usize) -> Result<Vec<Entry>, Error> {
         Ok(Vec::new())
     }
+    async fn confirm(&self, _: u32, _: u64) -> Result<bool, Error> {
+        Ok(true)
+    }
     async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error> {
         let mut bytes = self.0.lock();
         bytes.clear();

@@ -4,13 +4,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use crate::commit::Commits;
 use crate::counter::{Id, key_hash};
 use crate::peer::wire::message::ReadRequest;
 use crate::peer::{Owner, Questions};
 use crate::policy::imports::backend::{Error, Space};
+use crate::policy::imports::mirror::Mirror;
 use crate::policy::{Backend, StoreBackend, limits};
+use crate::registry::Picture;
 use crate::registry::etcd::{self, Etcd, Quota};
 use crate::shard::partials::Resident;
 use crate::store::Store;
@@ -22,6 +25,8 @@ pub struct ClusterBackend {
     pub commits: Arc<Commits>,
     pub store: Arc<dyn Store>,
     pub questions: Questions,
+    /// That lives as long as the node.
+    pub runtime: Handle,
 }
 
 const QUOTA: Quota = Quota {
@@ -78,6 +83,36 @@ impl Backend for ClusterBackend {
             Space::Registry => self.etcd.delete_value(plugin, key).await.map_err(refused),
             Space::Storage => self.values.delete(space, plugin, key).await,
         }
+    }
+
+    fn mirrors(&self) -> bool {
+        true
+    }
+
+    /// Follows the pictures until nobody holds the mirror.
+    async fn follow(&self, plugin: &str) -> Result<Option<Arc<Mirror>>, Error> {
+        let mirror = Arc::new(Mirror::default());
+        let mut pictures = self.etcd.pictures();
+        let reflect = |picture: &Picture, plugin: &str, mirror: &Mirror| {
+            let values = picture.values.get(plugin).into_iter().flat_map(|values| values.iter());
+            mirror.replace(values.map(|(key, value)| (key.clone(), value.to_vec())));
+        };
+        reflect(&pictures.borrow_and_update().clone(), plugin, &mirror);
+        let (plugin, of_mirror) = (plugin.to_owned(), Arc::downgrade(&mirror));
+        self.runtime.spawn(async move {
+            let mut known = None;
+            while pictures.changed().await.is_ok() {
+                let Some(mirror) = of_mirror.upgrade() else { return };
+                let picture = pictures.borrow_and_update().clone();
+                // Most changes are of something else, and leave the part that all pictures share.
+                let values = picture.values.get(&plugin).cloned();
+                if known.as_ref().map(Arc::as_ptr) != values.as_ref().map(Arc::as_ptr) {
+                    reflect(&picture, &plugin, &mirror);
+                    known = values;
+                }
+            }
+        });
+        Ok(Some(mirror))
     }
 
     async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error> {

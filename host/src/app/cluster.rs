@@ -165,6 +165,7 @@ impl Membership {
             commits: commits.clone(),
             store: store.clone(),
             questions: self.questions.clone(),
+            runtime: tokio::runtime::Handle::current(),
         }
     }
 

@@ -280,14 +280,19 @@ impl Engine {
         Ok(component)
     }
 
-    /// Compiles on a thread of its own. A compilation cannot be ended: one that takes too long goes on without anybody
+    /// Compiles on threads of its own, which end with it: what the compiler allocated goes back to the system then, and
+    /// does not stay with threads that live on. A compilation cannot be ended: one that takes too long goes on without anybody
     /// waiting, and keeps its place among the few that may run at once.
     fn compile(&self, bytes: &[u8], limits: &Limits) -> Result<Component, Rejected> {
         let place = self.compiling.enter(limits.compile_time).ok_or(Rejected::Busy)?;
         let (tell, told) = mpsc::sync_channel(1);
         let (wasm, bytes) = (self.wasm.clone(), bytes.to_vec());
         let run = move || {
-            let _ = tell.send(Component::from_binary(&wasm, &bytes));
+            let compiled = match rayon::ThreadPoolBuilder::new().thread_name(|_| "quipu-compile".into()).build() {
+                Ok(pool) => pool.install(|| Component::from_binary(&wasm, &bytes)),
+                Err(why) => Err(wasmtime::Error::msg(why.to_string())),
+            };
+            let _ = tell.send(compiled);
             drop(place);
         };
         std::thread::Builder::new().name("quipu-compile".into()).spawn(run).map_err(|_| Rejected::Busy)?;
