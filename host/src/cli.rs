@@ -442,6 +442,9 @@ pub struct RuleSet {
     /// Over how many shards a counter may be written [server's default: 3]
     #[arg(long, value_name = "N")]
     pub spread: Option<u32>,
+    /// Spread counters so wide while all of their usual shards are saturated
+    #[arg(long, value_name = "N")]
+    pub spread_limit: Option<u32>,
     /// durable: answered when on disk; relaxed: answered when queued [server's default: durable]
     #[arg(long, value_parser = ["durable", "relaxed"])]
     pub durability: Option<String>,

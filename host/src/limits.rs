@@ -80,6 +80,8 @@ pub const PRODUCER_UNANSWERED_MAX: usize = 16_384;
 pub const MARK_LIFETIME: Duration = Duration::from_secs(3600);
 /// Journal bytes that no checkpoint covers; beyond, a checkpoint begins.
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The same for a node of a cluster: whoever takes its shards over reads that much.
+pub const CLUSTER_JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// A checkpoint begins at least this often while something is changed.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// Partials that a checkpoint copies and writes at once.
@@ -243,3 +245,6 @@ pub const AUDIT_DIFFERENCES_MAX: usize = 100;
 pub const AUDIT_LOOKS: usize = 20;
 /// A node recounts its shards within this.
 pub const AUDIT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Operations of one node that wait for a shard; a counter is spread wider, where its rule allows it, when all of its usual
+/// shards have so many.
+pub const SATURATED_OPS: usize = 512;

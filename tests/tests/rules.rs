@@ -136,6 +136,41 @@ fn changes_of_the_spread_keep_totals() {
 }
 
 #[test]
+fn a_saturated_counter_is_spread_wider_up_to_its_limit_and_nothing_is_missed() {
+    const CLIENTS: usize = 8;
+    const BATCHES: usize = 6;
+    const OPS: usize = 4_000;
+    let server = Server::start();
+    server.set_rule(json!({ "match": "hot/", "spread": 1, "spread_limit": 4 }));
+    let one = json!({ "id": "hot/1" });
+    let batch = json!({ "ops": vec![one; OPS] }).to_string();
+    let key = [("idempotency-key", "once")];
+    let first = server.call("POST", "/v1/counter/add?id=hot%2F1", &key, b"{}").expect(200).json();
+    let widened = || server.metrics().value("quipu_spread_widened_total");
+    let mut rounds = 0;
+    while rounds == 0 || widened() == 0.0 {
+        assert!(rounds < 20, "so many operations wait for one shard, and it is never saturated");
+        rounds += 1;
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut client = server.client();
+                    for _ in 0..BATCHES {
+                        client.call("POST", "/v1/batch", &[], batch.as_bytes()).expect("an answer").expect(200);
+                    }
+                });
+            }
+        });
+    }
+    let shards = server.get("/v1/counter/shards?id=hot%2F1").expect(200).json();
+    let partials = shards["partials"].as_array().expect("a list");
+    assert!((2..=4).contains(&partials.len()), "{shards}");
+    assert_eq!(server.total("hot/1"), (1 + rounds * CLIENTS * BATCHES * OPS) as i128);
+    let again = server.call("POST", "/v1/counter/add?id=hot%2F1", &key, b"{}").expect(200).json();
+    assert_eq!(again["shard_value"], first["shard_value"], "a retry meets its first attempt");
+}
+
+#[test]
 fn counters_below_a_shorter_prefix_keep_its_spread() {
     let server = Server::start();
     server.set_rule(json!({ "match": "a", "spread": 12, "selection": { "plugin": "round-robin" } }));

@@ -197,6 +197,7 @@ fn rule_body(set: &RuleSet) -> Value {
     }
     for (member, value) in [
         ("spread", set.spread.map(Value::from)),
+        ("spread_limit", set.spread_limit.map(Value::from)),
         ("durability", set.durability.as_deref().map(Value::from)),
         ("min", set.min.map(Value::from)),
         ("max", set.max.map(Value::from)),

@@ -555,7 +555,7 @@ impl Lanes {
     /// After a group: memory stays bounded, and a long journal is noticed.
     fn tidy(&self, lane: &Lane) {
         self.settings.evict(&self.commits, &self.commits.tables[lane.shard as usize]);
-        if self.store.journal_bytes() > limits::JOURNAL_BYTES_MAX {
+        if self.store.journal_bytes() > limits::CLUSTER_JOURNAL_BYTES_MAX {
             self.commits.checkpoint_due.notify_one();
         }
     }

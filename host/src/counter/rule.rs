@@ -63,6 +63,9 @@ pub struct Rule {
     /// Over how many shards a counter may be written; clamped to the number of shards.
     #[serde(default = "default_spread")]
     pub spread: u32,
+    /// Over how many while all of a counter's usual shards are saturated; absent: never more than `spread`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_limit: Option<u32>,
     #[serde(default)]
     pub durability: Durability,
     /// Smallest and largest total that an addition may reach; they need spread 1.
@@ -94,6 +97,8 @@ pub enum Invalid {
     Match(super::id::Invalid),
     #[error("spread: must be from 1 to {shards}, the number of shards; it is {spread}")]
     Spread { spread: u32, shards: u32 },
+    #[error("spread_limit: must be from the spread, {spread}, to {shards}, the number of shards; it is {limit}")]
+    SpreadLimit { limit: u32, spread: u32, shards: u32 },
     #[error("min and max need \"spread\": 1, since only one writer can check them; spread is {0}")]
     BoundsNeedSpreadOne(u32),
     #[error("min and max need \"durability\": \"durable\": a relaxed answer leaves before they are checked")]
@@ -112,12 +117,18 @@ impl Rule {
             selection: default_selection(),
             aggregation: default_aggregation(),
             spread: default_spread(),
+            spread_limit: None,
             durability: Durability::Durable,
             min: None,
             max: None,
             canary: None,
             shadow: None,
         }
+    }
+
+    /// The most shards that a counter may be written on.
+    pub fn spread_max(&self) -> u32 {
+        self.spread_limit.unwrap_or(self.spread).max(self.spread)
     }
 
     pub fn bounds(&self) -> Bounds {
@@ -131,9 +142,12 @@ impl Rule {
         if self.spread == 0 || self.spread > shards {
             return Err(Invalid::Spread { spread: self.spread, shards });
         }
+        if let Some(limit) = self.spread_limit.filter(|limit| !(self.spread..=shards).contains(limit)) {
+            return Err(Invalid::SpreadLimit { limit, spread: self.spread, shards });
+        }
         if self.bounds() != Bounds::NONE {
-            if self.spread != 1 {
-                return Err(Invalid::BoundsNeedSpreadOne(self.spread));
+            if self.spread_max() != 1 {
+                return Err(Invalid::BoundsNeedSpreadOne(self.spread_max()));
             }
             if self.durability == Durability::Relaxed {
                 return Err(Invalid::BoundsNeedDurable);
@@ -235,6 +249,18 @@ mod tests {
         assert_eq!(rule.check(12), Ok(()));
         rule.durability = Durability::Relaxed;
         assert_eq!(rule.check(12), Err(Invalid::BoundsNeedDurable));
+    }
+
+    #[test]
+    fn the_limit_of_the_spread_is_above_it_and_within_the_shards() {
+        let rule = |limit| Rule { spread_limit: Some(limit), ..Rule::fallback() };
+        assert_eq!((rule(3).check(12), rule(12).check(12)), (Ok(()), Ok(())));
+        assert_eq!(rule(12).spread_max(), 12);
+        for limit in [2, 13] {
+            assert_eq!(rule(limit).check(12), Err(Invalid::SpreadLimit { limit, spread: 3, shards: 12 }));
+        }
+        let bounded = Rule { spread: 1, min: Some(0), ..rule(2) };
+        assert_eq!(bounded.check(12), Err(Invalid::BoundsNeedSpreadOne(2)));
     }
 
     #[test]

@@ -108,6 +108,12 @@ fn node(node: &Node, families: &mut Families<'_>) -> std::fmt::Result {
     families.gauge("connections", "Open connections", node.stats.connections.load(Ordering::Relaxed) as f64)?;
     families.gauge("watches", "Open watches", node.stats.watches.load(Ordering::Relaxed) as f64)?;
     families.gauge("queued_operations", "Operations waiting to be journaled", commits.queued() as f64)?;
+    let widened = node.stats.widened.load(Ordering::Relaxed);
+    families.counter(
+        "spread_widened_total",
+        "Additions that found all usual shards saturated and could go to more",
+        widened,
+    )?;
     families.gauge("resident_partials", "Partials in memory", resident as f64)?;
     families.gauge(
         "journal_uncovered_bytes",

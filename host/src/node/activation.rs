@@ -192,7 +192,9 @@ impl Node {
 fn changes_what_all_agree_on(before: &History, after: &History) -> bool {
     match (&before.current, &after.current) {
         (Some(before), Some(after)) => {
-            before.rule.spread != after.rule.spread || before.rule.durability != after.rule.durability
+            before.rule.spread_max() != after.rule.spread_max()
+                || before.rule.spread != after.rule.spread
+                || before.rule.durability != after.rule.durability
         }
         _ => true,
     }

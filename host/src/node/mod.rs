@@ -111,6 +111,8 @@ pub struct Stats {
     pub cpu_micros: AtomicU64,
     pub connections: AtomicUsize,
     pub watches: AtomicUsize,
+    /// Additions that found all usual shards saturated and could go to more.
+    pub widened: AtomicU64,
     /// Relaxed operations that were answered and then not taken, because the node stopped serving in between.
     pub relaxed_lost: AtomicU64,
 }

@@ -1,6 +1,7 @@
 //! The way of a write: rule and candidates, the selection policy's choice, the shard's writer.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -9,7 +10,7 @@ use smallvec::SmallVec;
 use super::rules::{Answering, LocalRule};
 use super::{Node, Worker, now_ms};
 use crate::counter::rule::Durability;
-use crate::counter::{Bounds, Id, candidates, key_hash};
+use crate::counter::{Bounds, Candidates, Id, candidates, key_hash};
 use crate::error::{Error, Kind};
 use crate::limits;
 use crate::policy::{self, Select, World};
@@ -288,6 +289,9 @@ fn route(worker: &Worker, add: &Add) -> Way {
         return Way::Routed(Routed { op: Op { shard, ..op }, durability: Durability::Durable, chosen: Chosen::Key });
     }
     let mut candidates = candidates(hash, node.shards, rule.rule.spread);
+    if let Some(limit) = rule.rule.spread_limit {
+        node.widen(limit, hash, &mut candidates);
+    }
     if let Some(peers) = &node.peers {
         node.leave_out_unserved(peers, &rule.rule, &mut candidates);
     }
@@ -337,6 +341,21 @@ fn compare(worker: &Worker, rule: &LocalRule, request: &Select<'_>, choice: poli
 }
 
 impl Node {
+    /// Adds candidates up to the rule's limit while all of the usual ones are saturated, as this node sees it. Keyed operations
+    /// stay with the home shard, and reads look at the widest spread there ever was, so nothing is missed or doubled.
+    fn widen(&self, limit: u32, hash: u64, usual: &mut Candidates) {
+        if usual.iter().all(|&shard| self.waiting(shard) >= limits::SATURATED_OPS) {
+            self.stats.widened.fetch_add(1, Ordering::Relaxed);
+            *usual = candidates(hash, self.shards, limit);
+        }
+    }
+
+    /// Operations of this node that wait for the shard, wherever it is served.
+    fn waiting(&self, shard: u32) -> usize {
+        let here = self.commits.tables[shard as usize].queued.load(Ordering::Relaxed) as usize;
+        here + self.peers.as_ref().map_or(0, |peers| peers.links.waiting_for(shard))
+    }
+
     /// Where the compatible shard routes act: the lowest candidate of the counter that this node serves, or else the first.
     pub fn compat_shard(&self, id: &Id) -> u32 {
         let hash = key_hash(id.as_str());

@@ -34,22 +34,27 @@ pub struct Links {
     wake: Notify,
     /// By shard: whether it is served by somebody who answers.
     reachable: Vec<AtomicBool>,
-    /// Operations that are not answered yet.
+    /// Operations that are not answered yet, together and by shard.
     waiting: AtomicUsize,
+    waiting_by_shard: Vec<AtomicUsize>,
 }
 
 impl Links {
     pub fn new(shards: u32) -> Arc<Self> {
         let reachable = (0..shards).map(|_| AtomicBool::new(false)).collect();
-        Arc::new(Self { queue: Mutex::default(), wake: Notify::new(), reachable, waiting: AtomicUsize::new(0) })
+        let waiting_by_shard = (0..shards).map(|_| AtomicUsize::new(0)).collect();
+        let (queue, wake, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
+        Arc::new(Self { queue, wake, reachable, waiting, waiting_by_shard })
     }
 
     /// Sends operations to whoever serves their shards. Their answers come to the inbox that their tickets name.
     pub fn submit(&self, ops: impl IntoIterator<Item = Op>) {
         let mut queue = self.queue.lock();
-        let before = queue.len();
-        queue.extend(ops);
-        self.waiting.fetch_add(queue.len() - before, Ordering::Relaxed);
+        for op in ops {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            self.waiting_by_shard[op.shard as usize].fetch_add(1, Ordering::Relaxed);
+            queue.push(op);
+        }
         drop(queue);
         self.wake.notify_one();
     }
@@ -60,6 +65,10 @@ impl Links {
 
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub fn waiting_for(&self, shard: u32) -> usize {
+        self.waiting_by_shard[shard as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -189,6 +198,7 @@ impl Driver {
                 producer::Effect::Answer { token, outcome } => {
                     if let Some(origin) = self.callers.remove(&token) {
                         self.links.waiting.fetch_sub(1, Ordering::Relaxed);
+                        self.links.waiting_by_shard[shard as usize].fetch_sub(1, Ordering::Relaxed);
                         self.answers.take(&self.commits, shard, vec![(origin, outcome)]);
                     }
                 }

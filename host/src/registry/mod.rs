@@ -100,7 +100,7 @@ impl History {
     /// `rule` becomes the current one, and today's the previous one.
     pub fn set(&self, rule: Rule, version: u64) -> Self {
         Self {
-            spread_max: self.spread_max.max(rule.spread),
+            spread_max: self.spread_max.max(rule.spread_max()),
             current: Some(Versioned { rule, version, canary_ended: None }),
             previous: self.current.clone().or_else(|| self.previous.clone()),
         }
