@@ -200,6 +200,14 @@ impl Membership {
                 tracing::error!("other nodes are not served any more: {why}");
             }
         });
+        let (links, of_strays) = (self.links.clone(), commits.clone());
+        tokio::spawn(async move {
+            let mut strays = Vec::new();
+            loop {
+                of_strays.strays.take(&mut strays).await;
+                links.submit(strays.drain(..));
+            }
+        });
         tokio::spawn(follow_rules(self.etcd.pictures(), node.clone()));
         tokio::spawn(follow_map(self.etcd.clone(), commits.clone(), self.map.clone()));
         self.etcd.update_node(|info| (info.http_address, info.ready) = (http_address, true));

@@ -27,7 +27,7 @@ use crate::limits;
 use crate::shard::entry::{Entry, KeyRecord};
 use crate::shard::partials::{Partial, Resident};
 use crate::shard::writer::{Answers, Append, Effect, Event};
-use crate::shard::{Op, Outcome, Partials, Writer, takeover};
+use crate::shard::{Op, Origin, Outcome, Partials, Writer, takeover};
 use crate::store::{self, Appended, Store};
 
 /// Waits before something is tried again: the first time, and at most.
@@ -147,7 +147,8 @@ impl Lanes {
         }
     }
 
-    /// Gives operations to their lanes. Those of shards that are not served here are not applied.
+    /// Gives operations to their lanes. Those of shards that are not served here are not applied; relaxed ones, whose
+    /// callers have their answer, go to whoever serves the shard.
     fn deal(&self, ops: impl Iterator<Item = Op>) {
         let places = self.places.borrow();
         let mut refused = Vec::new();
@@ -169,11 +170,16 @@ impl Lanes {
             return;
         }
         self.commits.release(&refused);
+        let mut strays = Vec::new();
         let mut answers = self.answers.borrow_mut();
         for op in refused {
-            answers.take(&self.commits, op.shard, vec![(op.origin, Outcome::NotApplied)]);
+            match op.origin {
+                Origin::Relaxed => strays.push(op),
+                origin => answers.take(&self.commits, op.shard, vec![(origin, Outcome::NotApplied)]),
+            }
         }
         answers.deliver(&self.commits);
+        self.commits.strays.put(&mut strays);
     }
 
     /// What is asked of a shard that is not served is not answered: whoever waits learns that by the dropped sender.

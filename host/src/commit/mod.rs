@@ -177,6 +177,8 @@ pub struct Commits {
     pub peers: Inbox<PeerAnswer>,
     /// Shards that another node took over while this one served them.
     pub lost: Inbox<u32>,
+    /// Relaxed operations that were answered already and whose shard went to another node before they were taken.
+    pub strays: Inbox<Op>,
     pub stats: Stats,
 }
 
@@ -202,6 +204,7 @@ impl Commits {
             inboxes,
             peers: Inbox::default(),
             lost: Inbox::default(),
+            strays: Inbox::default(),
             stats: Stats::default(),
         }
     }

@@ -26,7 +26,7 @@ use super::instance::{Instance, Unready};
 use super::limits::{self, Limits};
 use super::local::Local;
 use super::places::Places;
-use super::pool::{Pool, Pooled};
+use super::pool::{Pool, Pooled, give_way};
 use super::revision::{self, Options, Placement, Rejected, Revision};
 use super::state::{Node, Shared, State};
 use super::stats::Stats;
@@ -288,7 +288,10 @@ impl Engine {
         let (tell, told) = mpsc::sync_channel(1);
         let (wasm, bytes) = (self.wasm.clone(), bytes.to_vec());
         let run = move || {
-            let compiled = match rayon::ThreadPoolBuilder::new().thread_name(|_| "quipu-compile".into()).build() {
+            let compiled = match rayon::ThreadPoolBuilder::new()
+                .thread_name(|_| "quipu-compile".into())
+                .start_handler(|_| give_way(limits::COMPILE_NICENESS))
+                .build() {
                 Ok(pool) => pool.install(|| Component::from_binary(&wasm, &bytes)),
                 Err(why) => Err(wasmtime::Error::msg(why.to_string())),
             };

@@ -10,6 +10,9 @@ pub const TICK: Duration = Duration::from_millis(1);
 pub const TICK_IDLE: Duration = Duration::from_millis(25);
 /// So long after the last call it becomes slow.
 pub const TICK_IDLE_AFTER: Duration = Duration::from_millis(500);
+/// How far policy threads, and those that compile, give way to serving threads; 0 is as important, 19 the least.
+pub const POOL_NICENESS: i32 = 5;
+pub const COMPILE_NICENESS: i32 = 10;
 /// Guest frames may use this much of the thread's stack; host calls run on top of it.
 pub const STACK_BYTES_MAX: usize = 512 * 1024;
 /// Stack of a pooled call: the guest's frames and those of the host calls.

@@ -19,11 +19,19 @@ use super::breaker::Admission;
 use super::engine::Engine;
 use super::fault::{Fault, Kind};
 use super::instance::{Instance, Unready};
-use super::limits::Limits;
+use super::limits::{self, Limits};
 use super::view::{self, Chosen, Combined, Partial, Plan, Planned, Read, Select};
 
 /// The lane of the statistics for pooled calls.
 const LANE: usize = 0;
+
+/// This thread runs when others have no work for its core: what it does may take its time, and what serving threads do
+/// may not. Every system allows a thread to lower its own priority.
+pub(super) fn give_way(niceness: i32) {
+    if rustix::process::setpriority_process(None, niceness).is_err() {
+        tracing::debug!("a thread keeps the usual priority");
+    }
+}
 
 /// The policy threads.
 pub(super) struct Pool {
@@ -36,6 +44,7 @@ impl Pool {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.max(1))
             .thread_name("quipu-policy")
+            .on_thread_start(|| give_way(limits::POOL_NICENESS))
             .enable_time()
             .build()?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
