@@ -1,19 +1,25 @@
 //! The harness of the black-box tests: it starts the real binary, talks to it over real sockets, and kills it.
 //!
-//! `server` starts and ends a node, `http` is a small HTTP/1.1 client that can also misbehave, `load` drives many
-//! connections at once, `metrics` reads `/metrics`, `volume` mounts small file systems. Nothing here knows how the
-//! server works inside: the tests in `tests/` are written against the contract.
+//! `server` starts and ends a node, `cluster` several of them on the `services`, `http` is a small HTTP/1.1 client that can
+//! also misbehave, `load` drives many connections at once and `traffic` those of a whole cluster, `metrics` reads
+//! `/metrics`, `volume` mounts small file systems. Nothing here knows how the server works inside: the tests in `tests/`
+//! are written against the contract.
 
+pub mod cluster;
 pub mod http;
 pub mod load;
 pub mod metrics;
 pub mod server;
+pub mod services;
+pub mod traffic;
 pub mod volume;
 
 use std::time::{Duration, Instant};
 
+pub use cluster::Cluster;
 pub use http::{Answer, Client, encode};
 pub use server::{Launch, Server};
+pub use traffic::{Plan, Traffic};
 
 /// What a condition may take on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -84,6 +84,11 @@ impl Launch {
         self
     }
 
+    /// Where it listens; panics unless that is an address with a port.
+    pub fn address(&self) -> SocketAddr {
+        self.listen.parse().unwrap_or_else(|why| panic!("{}: {why}", self.listen))
+    }
+
     pub fn data_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.data = path.into();
         self
@@ -273,8 +278,21 @@ impl Server {
 
     /// Sends SIGTERM and does not wait.
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// SIGSTOP: it stands still until [`Server::resume`], and its connections stay open.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.running.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        rustix::process::kill_process(pid, signal).expect("our own child");
     }
 
     /// Waits for the process to end by itself.

@@ -1,0 +1,170 @@
+//! The etcd and the Cassandra of the tests: those that run already, or a pair of one's own to stop, kill and start again.
+//!
+//! `tests/services/up` starts them; `.ci/test` does so and names them in `QUIPU_TEST_ETCD` and `QUIPU_TEST_CASSANDRA`.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, within};
+
+/// The first of eight ports of services that a test has for itself, unless `QUIPU_TEST_OWN_PORTS` names another.
+const OWN_PORTS: u16 = 24_860;
+/// A statement that changes the schema takes seconds on a busy machine.
+const CQL_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub struct Services {
+    /// URL of etcd.
+    pub etcd: String,
+    /// HOST:PORT of Cassandra.
+    pub cassandra: String,
+    own: Option<Own>,
+}
+
+/// Services that this process has started; stopped and deleted with it.
+struct Own {
+    state: TempDir,
+    ports: u16,
+}
+
+/// One of the two, to be harmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    Etcd,
+    Cassandra,
+}
+
+impl Services {
+    /// Those that run already and that other tests use too, or None, said in plain sight.
+    pub fn shared() -> Option<Self> {
+        let (Ok(etcd), Ok(cassandra)) = (std::env::var("QUIPU_TEST_ETCD"), std::env::var("QUIPU_TEST_CASSANDRA"))
+        else {
+            println!(
+                "skipped: {}: QUIPU_TEST_ETCD and QUIPU_TEST_CASSANDRA name no services; tests/services/up starts them",
+                test_name()
+            );
+            return None;
+        };
+        Some(Self { etcd, cassandra, own: None })
+    }
+
+    /// Services of one's own, where the shared ones were started and others can be; else None, said in plain sight.
+    pub fn own() -> Option<Self> {
+        Self::shared()?;
+        let ports = match std::env::var("QUIPU_TEST_OWN_PORTS") {
+            Ok(text) => text.parse().expect("QUIPU_TEST_OWN_PORTS is a port number"),
+            Err(_) => OWN_PORTS,
+        };
+        let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
+        let own = Own { state, ports };
+        // Cassandra will be killed, so that it must not answer before its commit log is synced.
+        if let Err(why) = own.run("up", &["--etcd", "--cassandra", "--durable", "group"]) {
+            println!("skipped: {}: etcd and Cassandra did not start: {why}", test_name());
+            return None;
+        }
+        let (etcd, cassandra) = (format!("http://127.0.0.1:{ports}"), format!("127.0.0.1:{}", ports + 2));
+        Some(Self { etcd, cassandra, own: Some(own) })
+    }
+
+    fn process(&self, service: Service) -> Pid {
+        let own = self.own.as_ref().expect("only a test's own services are harmed");
+        let pid: i32 = std::fs::read_to_string(own.directory(service).join("pid"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .expect("the file with its process id");
+        Pid::from_raw(pid).expect("no process has the id 0")
+    }
+
+    /// Stops its process where it is, connections and all.
+    pub fn pause(&self, service: Service) {
+        kill_process(self.process(service), Signal::STOP).expect("it runs");
+    }
+
+    pub fn resume(&self, service: Service) {
+        kill_process(self.process(service), Signal::CONT).expect("it is there");
+    }
+
+    /// `kill -9`; what it stored stays.
+    pub fn kill(&self, service: Service) {
+        let process = self.process(service);
+        kill_process(process, Signal::KILL).expect("it runs");
+        let gone = || match std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())) {
+            // A zombie has ended too.
+            Ok(stat) => stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')).then_some(()),
+            Err(_) => Some(()),
+        };
+        within(PATIENCE, "a killed service is gone", gone);
+    }
+
+    /// Starts it again on what it stored, and waits until it answers.
+    pub fn start(&self, service: Service) {
+        let own = self.own.as_ref().expect("only a test's own services are harmed");
+        let started = match service {
+            Service::Etcd => own.run("up", &["--etcd"]),
+            Service::Cassandra => own.run("up", &["--node", "1"]),
+        };
+        started.unwrap_or_else(|why| panic!("{service:?} does not start again: {why}"));
+    }
+
+    /// Removes a cluster's keyspace, so that the tests of a day do not pile up in one small Cassandra.
+    pub fn drop_keyspace(&self, name: &str) -> io::Result<()> {
+        cql(&self.cassandra, &format!("DROP KEYSPACE IF EXISTS {name}"))
+    }
+}
+
+impl Own {
+    fn directory(&self, service: Service) -> PathBuf {
+        match service {
+            Service::Etcd => self.state.path().join("etcd"),
+            Service::Cassandra => self.state.path().join("cassandra/node1"),
+        }
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(program);
+        let mut command = Command::new(&path);
+        command.args(args).env("QUIPU_SERVICES_DIR", self.state.path());
+        command.env("QUIPU_SERVICES_PORTS", self.ports.to_string());
+        let output = command.output().map_err(|why| format!("{}: {why}", path.display()))?;
+        let text = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        output.status.success().then_some(()).ok_or(text)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // A process that was stopped ends by SIGKILL only.
+        if let Err(why) = self.run("down", &["--kill"]) {
+            eprintln!("the services in {} are not stopped: {why}", self.state.path().display());
+        }
+    }
+}
+
+fn test_name() -> String {
+    std::thread::current().name().unwrap_or("a test").to_owned()
+}
+
+/// Executes one statement over a connection of its own, in version 4 of Cassandra's protocol.
+fn cql(address: &str, statement: &str) -> io::Result<()> {
+    const ERROR: u8 = 0;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(CQL_TIMEOUT))?;
+    let mut call = |operation: u8, body: &[u8]| -> io::Result<()> {
+        let length = u32::try_from(body.len()).expect("a short body").to_be_bytes();
+        stream.write_all(&[&[4, 0, 0, 0, operation], &length[..], body].concat())?;
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let mut answer = vec![0; u32::from_be_bytes([head[5], head[6], head[7], head[8]]) as usize];
+        stream.read_exact(&mut answer)?;
+        if head[4] == ERROR { Err(io::Error::other(String::from_utf8_lossy(&answer).into_owned())) } else { Ok(()) }
+    };
+    // STARTUP {"CQL_VERSION": "3.0.0"}, then QUERY at consistency ONE without flags.
+    call(1, b"\0\x01\0\x0bCQL_VERSION\0\x053.0.0")?;
+    let length = u32::try_from(statement.len()).expect("a short statement").to_be_bytes();
+    call(7, &[&length[..], statement.as_bytes(), &[0, 1, 0]].concat())
+}
