@@ -16,7 +16,7 @@ use crate::{PATIENCE, within};
 
 /// The lease of the tests' nodes: a dead node's shards are claimed after it.
 pub const LEASE: Duration = Duration::from_secs(2);
-/// Shards of a cluster unless a test asks for others.
+/// Shards of a cluster, as nodes have by default.
 pub const SHARDS: u32 = 12;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -24,7 +24,6 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub struct Cluster {
     pub name: String,
     pub services: Arc<Services>,
-    shards: u32,
     nodes: BTreeMap<String, Place>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -53,7 +52,7 @@ impl Cluster {
         // A test that failed while it had its turn has nothing to do with the next one.
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("test_{}_{:08x}", std::process::id(), rand::random::<u32>());
-        Self { name, services, shards: SHARDS, nodes: BTreeMap::new(), _turn: turn }
+        Self { name, services, nodes: BTreeMap::new(), _turn: turn }
     }
 
     /// How its nodes are started.
@@ -67,7 +66,6 @@ impl Cluster {
             .flag("--replication", "1")
             .flag("--peer-listen", "127.0.0.1:0")
             .flag("--lease-ttl-ms", LEASE.as_millis().to_string())
-            .flag("--shards", self.shards.to_string())
     }
 
     /// Starts a node with the usual settings.
@@ -138,7 +136,7 @@ impl Cluster {
     pub fn owners(&self, node: &str) -> Vec<Option<String>> {
         let seen = self.seen_by(node);
         let shards = seen["shards"].as_array().expect("a list");
-        assert_eq!(shards.len(), self.shards as usize, "{seen}");
+        assert_eq!(shards.len(), SHARDS as usize, "{seen}");
         shards.iter().map(|shard| shard["owner"].as_str().map(str::to_owned)).collect()
     }
 
@@ -151,7 +149,7 @@ impl Cluster {
     /// Whether every running node sees every shard served by a running node, and each node that may has its share.
     fn balanced(&self) -> bool {
         let running = self.running();
-        let share = self.shards as usize / running.len();
+        let share = SHARDS as usize / running.len();
         running.iter().all(|asked| {
             let owners = self.owners(asked);
             let mut shares: BTreeMap<&str, usize> = BTreeMap::new();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, within};
+use crate::until;
 
 /// The first of eight ports of services that a test has for itself, unless `QUIPU_TEST_OWN_PORTS` names another.
 const OWN_PORTS: u16 = 24_860;
@@ -91,14 +91,13 @@ impl Services {
 
     /// `kill -9`; what it stored stays.
     pub fn kill(&self, service: Service) {
-        let process = self.process(service);
-        kill_process(process, Signal::KILL).expect("it runs");
-        let gone = || match std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())) {
-            // A zombie has ended too.
-            Ok(stat) => stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')).then_some(()),
-            Err(_) => Some(()),
+        kill_process(self.process(service), Signal::KILL).expect("it runs");
+        // Its threads may outlive the process's first one for a moment, and with them the port.
+        let address = match service {
+            Service::Etcd => self.etcd.trim_start_matches("http://"),
+            Service::Cassandra => &self.cassandra,
         };
-        within(PATIENCE, "a killed service is gone", gone);
+        until("nobody listens in a killed service's place", || TcpStream::connect(address).is_err());
     }
 
     /// Starts it again on what it stored, and waits until it answers.

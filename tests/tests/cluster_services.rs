@@ -1,12 +1,11 @@
 //! etcd and Cassandra that stand still, die and come back while a cluster counts on them.
 
-use std::time::{Duration, Instant};
-
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use quipu_tests::cluster::LEASE;
 use quipu_tests::services::{Service, Services};
-use quipu_tests::{Cluster, PATIENCE, Plan, Traffic, within};
+use quipu_tests::{Cluster, PATIENCE, Plan, Server, Traffic, within};
 
 const LOAD: Plan = Plan { connections: 12, counters: 8 };
 const STRETCH: u64 = 300;
@@ -109,7 +108,7 @@ fn a_node_that_dies_without_etcd_is_replaced_when_it_is_back(services: &Arc<Serv
 
 /// Adds on every node while Cassandra is away: each is refused, or unknown, in time and with its outcome.
 fn expect_writes_to_fail(cluster: &Cluster) {
-    for server in cluster.servers() {
+    let expect_failure = |server: &Server| {
         let began = Instant::now();
         let answer = server.add("away", 1);
         assert!(began.elapsed() < ANSWERED_WITHIN, "{:?}: {}", began.elapsed(), answer.text());
@@ -117,7 +116,12 @@ fn expect_writes_to_fail(cluster: &Cluster) {
         let outcome = answer.json()["outcome"].clone();
         assert!(outcome == "unknown" || outcome == "not_applied", "{}", answer.text());
         println!("Cassandra away: an addition is answered {outcome} after {:?}", began.elapsed());
-    }
+    };
+    std::thread::scope(|scope| {
+        for server in cluster.servers() {
+            scope.spawn(move || expect_failure(server));
+        }
+    });
 }
 
 fn writes_fail_within_their_deadline_while_cassandra_stands_still(services: &Arc<Services>) {
