@@ -85,7 +85,8 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Binds the address for peers and registers with etcd; not ready for shards yet.
+    /// Binds the address for peers and registers with etcd; not ready for shards yet. A node that died and starts again
+    /// waits until the lease of its predecessor has ended.
     pub async fn join(settings: &Settings, chosen: &Chosen, commits: &Arc<Commits>) -> Result<Self> {
         let identity = chosen.peer_tls.as_ref().map(identity).transpose()?;
         let socket = crate::http::server::bind(chosen.peer_listen)
@@ -129,6 +130,17 @@ impl Membership {
             },
         });
         let etcd = Arc::new(etcd.await.map_err(|why| anyhow!("{why}")).context("cannot join the cluster")?);
+        // Nothing is counted before this node has the rules, and before others wait for it when they change them.
+        let mut pictures = etcd.pictures();
+        let registered = pictures.wait_for(|picture| picture.session.healthy);
+        let patience = chosen.lease_ttl + limits::REGISTRY_CONNECT_TIMEOUT;
+        if !matches!(tokio::time::timeout(patience, registered).await, Ok(Ok(_))) {
+            bail!(
+                "cannot join the cluster: not registered in etcd as node {} within {patience:?}; the log says why, such as \
+                 another process of that name",
+                settings.node_id
+            );
+        }
         let map = watch::Sender::new(Arc::new(map_of(&etcd.picture(), etcd.node_id(), etcd.incarnation(), commits)));
         Ok(Self {
             links: Links::new(settings.shards),
@@ -149,6 +161,7 @@ impl Membership {
                 links: self.links.clone(),
                 questions: self.questions.clone(),
                 pictures: self.etcd.pictures(),
+                standing: self.etcd.standing(),
             },
             registry: Arc::new(SharedEtcd(self.etcd.clone())),
             snapshot: snapshot_of(&self.etcd.picture()),

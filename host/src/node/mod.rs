@@ -79,6 +79,8 @@ pub struct Peers {
     pub questions: Questions,
     /// What all nodes say of themselves.
     pub pictures: tokio::sync::watch::Receiver<Arc<Picture>>,
+    /// Whether this node has heard of every change that all must have in force.
+    pub standing: Arc<registry::Standing>,
 }
 
 struct Registry {
@@ -201,7 +203,22 @@ impl Node {
 
     /// Every shard that may hold a partial of the counter, the home shard first.
     fn read_set(&self, id: &Id, hash: u64) -> Candidates {
-        counter::candidates(hash, self.shards, self.rules.load().spread_of_reads(id.as_str()))
+        let certain = self.is_certain_of_rules();
+        counter::candidates(
+            hash,
+            self.shards,
+            self.spread_of_reads(certain, self.rules.load().spread_of_reads(id.as_str())),
+        )
+    }
+
+    /// Whether the rules that are looked at from now on are those that others count on.
+    fn is_certain_of_rules(&self) -> bool {
+        self.peers.as_ref().is_none_or(|peers| peers.standing.holds(self.followed()))
+    }
+
+    /// Over how many shards to read: over all while counters may be spread wider than is known here.
+    fn spread_of_reads(&self, certain: bool, known: u32) -> u32 {
+        if certain { known } else { self.shards }
     }
 
     /// Runs store work that may touch the disk away from the serving thread.

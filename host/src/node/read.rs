@@ -60,11 +60,12 @@ fn shortened(id: &str) -> String {
 pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Total, Error> {
     let node = &worker.node;
     let hash = key_hash(id.as_str());
+    let certain = node.is_certain_of_rules();
     let rules = worker.rules();
     let rule = rules.governing(id.as_str());
     let policy = Answering::aggregation(rule, hash);
     let aggregation = policy.binding();
-    let shards = candidates(hash, node.shards, rules.spread_of_reads(id.as_str()));
+    let shards = candidates(hash, node.shards, node.spread_of_reads(certain, rules.spread_of_reads(id.as_str())));
     let max_age = match freshness {
         Freshness::Exact => Duration::ZERO,
         Freshness::Within(age) => age,

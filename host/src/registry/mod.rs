@@ -6,6 +6,7 @@
 pub mod etcd;
 pub mod local;
 pub mod picture;
+pub mod standing;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::counter::Rule;
 use crate::error::{Error, Kind};
 pub use picture::Picture;
+pub use standing::Standing;
 
 /// One rule as it was set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,6 +32,7 @@ pub use error::Error;
 use keys::Keys;
 pub use values::Quota;
 
+use super::Standing;
 use super::picture::{NodeInfo, Owner, Picture};
 use crate::limits;
 
@@ -52,6 +53,7 @@ struct Shared {
     lease_ttl: Duration,
     /// 0 while there is none.
     lease: AtomicI64,
+    standing: Arc<Standing>,
     /// What this process holds, as its keys should say.
     held: Mutex<BTreeMap<u32, Owner>>,
     node: watch::Sender<NodeInfo>,
@@ -78,6 +80,7 @@ impl Etcd {
             incarnation: node.incarnation,
             lease_ttl: settings.lease_ttl,
             lease: AtomicI64::new(0),
+            standing: Arc::default(),
             held: Mutex::default(),
             node: watch::Sender::new(node),
             picture: watch::Sender::new(Arc::new(Picture::empty(Instant::now()))),
@@ -94,6 +97,11 @@ impl Etcd {
 
     pub fn picture(&self) -> Arc<Picture> {
         self.shared.picture.borrow().clone()
+    }
+
+    /// Whether others wait for this node with what all must have in force.
+    pub fn standing(&self) -> Arc<Standing> {
+        self.shared.standing.clone()
     }
 
     pub fn node_id(&self) -> &str {

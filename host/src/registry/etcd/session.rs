@@ -3,6 +3,7 @@
 //! A session is made anew as a whole whenever a part of it breaks; the lease outlives that as long as etcd knows it. While
 //! there is no session the picture stays what it was and says so.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -55,6 +56,7 @@ async fn session(shared: &Shared) -> Result<(), Error> {
     shared.register(lease, &node).await?;
     shared.put_back_held(lease).await?;
     let picture = shared.list().await?;
+    shared.standing.listed(picture.revision);
     let watch = shared.watch(picture.revision + 1).await?;
     shared.publish(picture);
     shared.set_healthy(true);
@@ -76,6 +78,8 @@ async fn drive(
 ) -> Result<(), Error> {
     let ttl = shared.lease_ttl;
     let mut answered = Instant::now();
+    // Renewals that are not answered yet, in their order.
+    let mut sent = VecDeque::new();
     let mut beats = interval(ttl / 4);
     let mut refresh = interval(limits::NODE_REFRESH_INTERVAL);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -90,12 +94,16 @@ async fn drive(
             answer = beat.answers.message() => {
                 shared.check_beat(answer?.map(|answer| answer.ttl()))?;
                 answered = Instant::now();
+                if let Some(sent) = sent.pop_front() {
+                    shared.standing.renewed(sent, ttl);
+                }
                 false
             }
             _ = beats.tick() => {
                 if answered.elapsed() > ttl * 3 / 4 {
                     return Err(Error::Unavailable("keep-alives are not answered".into()));
                 }
+                sent.push_back(Instant::now());
                 bounded(beat.keeper.keep_alive()).await?;
                 false
             }
@@ -114,9 +122,13 @@ impl Shared {
     async fn lease(&self) -> Result<(i64, Beat), Error> {
         let mut client = self.client.lease_client();
         let known = self.lease.load(Ordering::SeqCst);
+        let sent = Instant::now();
         if known != 0 {
             match bounded(client.keep_alive(known)).await {
-                Ok((keeper, answers)) => return Ok((known, Beat { keeper, answers })),
+                Ok((keeper, answers)) => {
+                    self.standing.renewed(sent, self.lease_ttl);
+                    return Ok((known, Beat { keeper, answers }));
+                }
                 Err(why) => {
                     // Told apart from an outage by asking: only etcd's own word ends a lease.
                     let left = bounded(client.time_to_live(known, None)).await?;
@@ -129,9 +141,12 @@ impl Shared {
             }
         }
         let seconds = self.lease_ttl.as_secs() + u64::from(self.lease_ttl.subsec_nanos() > 0);
+        self.standing.granted();
         let lease = bounded(client.grant(seconds as i64, None)).await?.id();
         self.lease.store(lease, Ordering::SeqCst);
+        let sent = Instant::now();
         let (keeper, answers) = bounded(client.keep_alive(lease)).await?;
+        self.standing.renewed(sent, self.lease_ttl);
         Ok((lease, Beat { keeper, answers }))
     }
 
