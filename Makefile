@@ -4,8 +4,9 @@ CARGO ?= cargo
 BIN := target/release/quipu
 DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
+MINUTES ?= 10
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test bench lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture bench lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +61,11 @@ model: ## Check the model of the journal within larger bounds (tests/model), som
 
 test: setup ## Run everything that the project tests, with the minutes of each part
 	.ci/test
+
+torture: build setup ## Faults of nodes and services in any order under load, for MINUTES=10
+	.ci/setup services
+	QUIPU_TEST_OWN_PORTS=24860 QUIPU_TORTURE_MINUTES=$(MINUTES) \
+		$(CARGO) test --release --locked --workspace --test cluster_torture -- --ignored --nocapture
 
 bench: build setup ## Measure side by side; results in bench/results/
 	$(CARGO) run --release --locked -p quipu-bench

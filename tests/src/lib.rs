@@ -1,11 +1,13 @@
 //! The harness of the black-box tests: it starts the real binary, talks to it over real sockets, and kills it.
 //!
 //! `server` starts and ends a node, `cluster` several of them on the `services`, `http` is a small HTTP/1.1 client that can
-//! also misbehave, `load` drives many connections at once and `traffic` those of a whole cluster, `metrics` reads
+//! also misbehave, `load` drives many connections at once and `traffic` those of a whole cluster, `components` are
+//! what is uploaded, `metrics` reads
 //! `/metrics`, `volume` mounts small file systems. Nothing here knows how the server works inside: the tests in `tests/`
 //! are written against the contract.
 
 pub mod cluster;
+pub mod components;
 pub mod http;
 pub mod load;
 pub mod metrics;

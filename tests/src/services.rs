@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::until;
 
-/// The first of eight ports of services that a test has for itself, unless `QUIPU_TEST_OWN_PORTS` names another.
+/// The first of eight ports of services that a test has for itself.
 const OWN_PORTS: u16 = 24_860;
 /// A statement that changes the schema takes seconds on a busy machine.
 const CQL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -53,12 +53,15 @@ impl Services {
         Some(Self { etcd, cassandra, own: None })
     }
 
-    /// Services of one's own, where the shared ones were started and others can be; else None, said in plain sight.
+    /// Services of one's own where the shared ones run, or where `QUIPU_TEST_OWN_PORTS` says where they may be started; else
+    /// None, said in plain sight.
     pub fn own() -> Option<Self> {
-        Self::shared()?;
         let ports = match std::env::var("QUIPU_TEST_OWN_PORTS") {
             Ok(text) => text.parse().expect("QUIPU_TEST_OWN_PORTS is a port number"),
-            Err(_) => OWN_PORTS,
+            Err(_) => {
+                Self::shared()?;
+                OWN_PORTS
+            }
         };
         let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
         let own = Own { state, ports };

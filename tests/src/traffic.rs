@@ -207,6 +207,12 @@ impl Traffic {
         }
     }
 
+    /// Fails if a read has contradicted what was acknowledged until now.
+    pub fn expect_no_contradiction(&self) {
+        let contradictions = self.ledger.contradictions.lock().expect("no client panics");
+        assert!(contradictions.is_empty(), "reads that contradict what was acknowledged: {contradictions:#?}");
+    }
+
     /// Ends the load, settles every unknown outcome by its key, and compares every total on every node with what was
     /// applied. Prints what became of the load; returns it by node.
     pub fn finish(mut self, cluster: &Cluster) -> BTreeMap<String, Outcomes> {
@@ -224,8 +230,7 @@ impl Traffic {
         for server in cluster.servers() {
             self.ledger.compare(server);
         }
-        let contradictions = self.ledger.contradictions.lock().expect("no client panics");
-        assert!(contradictions.is_empty(), "reads that contradict what was acknowledged: {contradictions:#?}");
+        self.expect_no_contradiction();
         let acknowledged: u64 = outcomes.values().map(|outcomes| outcomes.succeeded).sum();
         let unkeyed: i64 = self.ledger.unkeyed.iter().map(|account| account.unknown.load(SeqCst)).sum();
         println!(

@@ -3,11 +3,14 @@
 //! After each, every addition of unknown outcome is settled by its key, and totals are right to the last count.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quipu_tests::cluster::{LEASE, SHARDS};
 use quipu_tests::traffic::Outcomes;
-use quipu_tests::{Cluster, Plan, Traffic, until};
+use quipu_tests::{Client, Cluster, Plan, Traffic, until};
+use serde_json::json;
 
 /// 66 connections over three nodes.
 const LOAD: Plan = Plan { connections: 22, counters: 8 };
@@ -204,4 +207,105 @@ fn two_nodes_at_once_are_killed_while_a_third_stands_still() {
     cluster.await_balance();
     traffic.await_each(&cluster.running(), STRETCH);
     settle(traffic, &cluster);
+}
+
+#[test]
+fn a_watch_goes_on_when_an_owner_dies() {
+    let Some(mut cluster) = Cluster::start(3) else { return };
+    // On the shards of all nodes.
+    let spread = json!({ "match": "w", "spread": SHARDS, "selection": { "plugin": "round-robin" } });
+    cluster.node("n1").set_rule(spread);
+    let add_everywhere = |cluster: &Cluster| {
+        let mut client = cluster.node("n2").client();
+        for _ in 0..SHARDS {
+            client.call("POST", "/v1/counters/w/add", &[], b"").expect("an answer").expect(200);
+        }
+    };
+    add_everywhere(&cluster);
+    let mut events = cluster.node("n1").client().events("/v1/counters/w/watch").expect("a stream");
+    let mut next = || events.read().expect("an event").expect("the stream goes on")["value"].as_u64().expect("a total");
+    assert_eq!(next(), u64::from(SHARDS));
+    cluster.kill("n3");
+    add_everywhere(&cluster);
+    cluster.await_served("n1", "n3");
+    add_everywhere(&cluster);
+    let mut seen = u64::from(SHARDS);
+    while seen < 3 * u64::from(SHARDS) {
+        let total = next();
+        assert!(total > seen, "totals of a growing counter grow: {seen}, {total}");
+        seen = total;
+    }
+    assert_eq!(seen, 3 * u64::from(SHARDS));
+}
+
+#[test]
+fn a_batch_over_a_dying_node_tells_the_outcome_of_each_operation() {
+    const OPS: u64 = 3_000;
+    let Some(mut cluster) = Cluster::start(3) else { return };
+    for round in 0..3 {
+        let operation = |n| json!({ "id": format!("b{}", n % 50), "amount": 1, "key": format!("{round}-{n}") });
+        let body = json!({ "ops": (0..OPS).map(operation).collect::<Vec<_>>() }).to_string();
+        let mut client = cluster.node("n1").client();
+        client.send("POST", "/v1/batch", &[], body.as_bytes()).expect("the connection is open");
+        cluster.kill("n2");
+        let results = client.receive().expect("an answer").expect(200).json()["results"].clone();
+        let results = results.as_array().expect("a list");
+        assert_eq!(results.len() as u64, OPS);
+        let applied = results.iter().filter(|result| result["outcome"] == "applied").count();
+        let named = results.iter().filter(|result| result["error"]["outcome"].is_string()).count();
+        println!("a batch while an owner dies: {applied} of {OPS} applied at once");
+        assert_eq!((applied + named) as u64, OPS, "each is applied or says its outcome: {:?}", results.last());
+        // Sent again, each counts once.
+        let again = cluster.node("n3").call("POST", "/v1/batch", &[], body.as_bytes()).expect(200).json();
+        let again = again["results"].as_array().expect("a list");
+        assert!(again.iter().all(|result| result["outcome"] == "applied"), "{:?}", again.first());
+        assert_eq!(quipu_tests::load::sum(cluster.node("n1"), "b", 50), i128::from((round + 1) * OPS));
+        cluster.start_again("n2");
+        cluster.await_balance();
+    }
+    cluster.verify();
+}
+
+#[test]
+fn relaxed_additions_survive_a_rolling_restart() {
+    let Some(mut cluster) = Cluster::start(3) else { return };
+    cluster.node("n1").set_rule(json!({ "match": "r", "durability": "relaxed" }));
+    let (stop, accepted) = (AtomicBool::new(false), AtomicU64::new(0));
+    let addresses: Vec<SocketAddr> = cluster.servers().iter().map(|server| server.addr).collect();
+    std::thread::scope(|scope| {
+        for n in 0..9 {
+            let (stop, accepted, addr) = (&stop, &accepted, addresses[n % 3]);
+            scope.spawn(move || {
+                let mut client = None;
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(connected) = &mut client else {
+                        client = Client::connect(addr).ok();
+                        continue;
+                    };
+                    let answer = connected.call("POST", "/v1/counters/r/add", &[], b"").expect("an answer").expect(200);
+                    assert_eq!(answer.json()["outcome"], "accepted", "{}", answer.text());
+                    accepted.fetch_add(1, Ordering::Relaxed);
+                    if answer.header("connection") == Some("close") {
+                        client = None;
+                    }
+                }
+            });
+        }
+        let await_more = || {
+            let goal = accepted.load(Ordering::Relaxed) + 2_000;
+            until("more are accepted", || accepted.load(Ordering::Relaxed) >= goal);
+        };
+        for node in ["n1", "n2", "n3"] {
+            await_more();
+            cluster.stop(node);
+            await_more();
+            cluster.start_again(node);
+            cluster.await_balance();
+        }
+        await_more();
+        stop.store(true, Ordering::Relaxed);
+    });
+    let accepted = i128::from(accepted.into_inner());
+    until("all that was accepted is readable", || cluster.node("n2").total("r") >= accepted);
+    assert_eq!(cluster.node("n3").total("r"), accepted);
 }

@@ -1,41 +1,11 @@
 //! Policies uploaded to the running server: admitted or refused, put in force, contained, taken back, deleted.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use quipu_tests::{Answer, Launch, Server, encode, until, within};
+use quipu_tests::components::{builtin, guest, push, variant};
+use quipu_tests::{Launch, Server, encode, until, within};
 use serde_json::{Value, json};
-
-fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn component(path: &str) -> Vec<u8> {
-    let path = repository().join(path);
-    std::fs::read(&path).unwrap_or_else(|why| panic!("{}: {why}; run `make plugins guests` first", path.display()))
-}
-
-fn builtin(name: &str) -> Vec<u8> {
-    component(&format!("plugins/target/wasm32-wasip2/release/{}.wasm", name.replace('-', "_")))
-}
-
-fn guest(name: &str) -> Vec<u8> {
-    component(&format!("tests/guests/target/guests/{name}.wasm"))
-}
-
-fn push(server: &Server, name: &str, bytes: &[u8]) -> Answer {
-    server.call("PUT", &format!("/v1/plugins/{}", encode(name)), &[("content-type", "application/wasm")], bytes)
-}
-
-/// Another revision of the same behaviour: a custom section with a number behind the component.
-fn variant(bytes: &[u8], number: u8) -> Vec<u8> {
-    let name = b"variant";
-    let mut section = vec![0, name.len() as u8 + 2, name.len() as u8];
-    section.extend_from_slice(name);
-    section.push(number);
-    [bytes, &section].concat()
-}
 
 fn revision(answer: &Value) -> String {
     answer["revision"].as_str().expect("a revision").to_owned()
