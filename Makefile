@@ -6,10 +6,12 @@ DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 MINUTES ?= 10
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture bench lint ci clean
+KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server containers lib.sh control-plane.sh)
+
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers bench lint ci clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: build ## Build everything and serve on :8080 with the store in ./quipu-data
 	$(BIN) serve --data-dir $(DATA_DIR)
@@ -67,6 +69,19 @@ torture: build setup ## Faults of nodes and services in any order under load, fo
 	QUIPU_TEST_OWN_PORTS=24860 QUIPU_TORTURE_MINUTES=$(MINUTES) \
 		$(CARGO) test --release --locked --workspace --test cluster_torture -- --ignored --nocapture
 
+test-kubernetes: ## Check the manifests; QUIPU_KUBERNETES=1 builds a real API server for it first
+	kubernetes/tests/run
+
+test-containers: ## Run the image of the built program as a cluster of three containers, and disturb it
+	.ci/setup services containers
+	kubernetes/tests/run containers
+
+image: ## Build the container image in a container (docker, podman or buildah)
+	kubernetes/image/build
+
+image-from-binary: ## Build the same image of target/release/quipu, without a base image
+	kubernetes/image/build --binary $(BIN)
+
 bench: build setup ## Measure side by side; results in bench/results/
 	$(CARGO) run --release --locked -p quipu-bench
 
@@ -77,7 +92,7 @@ lint: plugins ## Formatting and clippy, warnings are errors
 	$(MAKE) -C tests/guests lint
 	$(CARGO) fmt --check --manifest-path tests/model/Cargo.toml
 	$(CARGO) clippy --release --locked --all-targets --manifest-path tests/model/Cargo.toml -- -D warnings
-	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/cluster tests/services/*.sh
+	@! command -v shellcheck >/dev/null || shellcheck -x .ci/* tests/services/up tests/services/down tests/services/cluster tests/services/*.sh kubernetes/image/* $(KUBERNETES_SCRIPTS)
 
 ci: ## What CI runs
 	.ci/run

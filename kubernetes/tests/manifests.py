@@ -63,8 +63,10 @@ def selects(selector, pod_labels):
 
 
 def changed(objects, variant):
-    """A copy of the objects in which one thing is otherwise: `object`, `path`, and `value`, or nothing to take it away."""
+    """A copy of the objects in which one thing is otherwise; broken.yaml says how that is written."""
     objects = copy.deepcopy(objects)
+    if "add" in variant:
+        return [*objects, variant["add"]]
     kind, called = variant["object"].split("/", 1)
     # Generated names end in a hash.
     matching = [one for one in of_kind(objects, kind) if one["metadata"]["name"].startswith(called)]
