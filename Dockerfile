@@ -8,7 +8,7 @@ RUN make build && kubernetes/image/rootfs target/release/quipu /rootfs
 
 FROM scratch
 COPY --from=build /rootfs /
-ENV QUIPU_DATA_DIR=/var/lib/quipu QUIPU_CACHE_DIR=/var/cache/quipu
+ENV QUIPU_DATA_DIR=/var/lib/quipu QUIPU_CACHE_DIR=/var/cache/quipu/policies
 USER 65532:65532
 EXPOSE 8080 7070
 VOLUME ["/var/lib/quipu", "/var/cache/quipu"]

@@ -1,13 +1,15 @@
 """Three containers under load: what they acknowledged must be there after a pause, a cut of the network and a kill, and a
 rolling replacement must fail no request.
 
-`containers` starts this with etcd on port 24790 and Cassandra on port 24792 of loopback, an image localhost/quipu:test and
+`containers` starts this with etcd and Cassandra on their usual ports of loopback, an image localhost/quipu:test and
 an internal network `quipu`. The load is in load.py, the way from the containers to loopback in relay.py.
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -45,12 +47,23 @@ def get(address, path, token=TOKEN):
         return answer.read().decode()
 
 
-def ready(address):
+def ready(address, node=None):
+    """Whether the node takes writes; with its name also an error when it has ended instead."""
     try:
         get(address, "/readyz")
         return True
     except OSError:
+        if node and podman("inspect", "--format", "{{.State.Status}}", node) == "exited":
+            raise AssertionError(f"{node} ended by itself") from None
         return False
+
+
+def empty_directory():
+    """As an emptyDir is: root's, open to the group of the pod, and in it all that is made belongs to that group."""
+    directory = tempfile.mkdtemp()
+    os.chown(directory, 0, 65532)
+    os.chmod(directory, 0o2777)
+    return directory
 
 
 def start(node, *more, address=None, settings=()):
@@ -58,8 +71,8 @@ def start(node, *more, address=None, settings=()):
     flags = ["--detach", "--name", node, "--read-only", "--user", "65532:65532", "--cap-drop", "all"]
     flags += ["--security-opt", "no-new-privileges", "--memory", "1g", "--pids-limit", "512"]
     # No volume that comes with the image: a pod has only those that its manifest names.
-    flags += ["--image-volume", "ignore", "--tmpfs", "/var/cache/quipu:mode=1777", "--network"]
-    flags += [f"{NETWORK}:ip={address}" if address else NETWORK]
+    flags += ["--image-volume", "ignore", "--volume", f"{empty_directory()}:/var/cache/quipu"]
+    flags += ["--network", f"{NETWORK}:ip={address}" if address else NETWORK]
     settings = {
         "QUIPU_ETCD": f"http://{GATEWAY}:2379",
         "QUIPU_CASSANDRA": f"{GATEWAY}:9042",
@@ -138,7 +151,7 @@ def replace(load, addresses):
         assert code == "0", f"{node} ended with {code}"
         podman("rm", node)
         addresses[node] = start(node)
-        wait(f"the new {node} is ready", lambda: ready(addresses[node]))
+        wait(f"the new {node} is ready", lambda: ready(addresses[node], node))
         load.add(addresses[node])
         print(f"replaced {node}: stopped in {stopped:.1f} s, ready {time.monotonic() - begun - stopped:.1f} s later")
 
@@ -154,7 +167,7 @@ def check_sums(load, address, what):
 def check_cpu():
     """A node that may use a quarter of a core and is busy says that it is."""
     address = start("limited", "--cpus", "0.25")
-    wait("the limited node is ready", lambda: ready(address))
+    wait("the limited node is ready", lambda: ready(address, "limited"))
     load = Load([address], clients=4, pause=0, keyed=False)
     load.start()
 
@@ -170,12 +183,12 @@ def check_cpu():
 
 
 def main():
-    relay(2379, 24790)
-    relay(9042, 24792)
+    relay(GATEWAY, 2379)
+    relay(GATEWAY, 9042)
     begun = time.monotonic()
     addresses = {node: start(node) for node in NODES}
     for node, address in addresses.items():
-        wait(f"{node} is ready", lambda: ready(address))
+        wait(f"{node} is ready", lambda: ready(address, node))
     wait("shards are spread", lambda: spread(addresses["quipu-0"], NODES))
     print(f"three containers are a cluster after {time.monotonic() - begun:.1f} s: {owners(addresses['quipu-0'])}")
     check_restrictions(addresses["quipu-0"])

@@ -1,18 +1,26 @@
-"""Lets containers reach a service on loopback: what comes to a port of the bridge goes on to a port of 127.0.0.1."""
+"""Lets containers reach a service on loopback: what comes to a port of the bridge goes on to the same port of 127.0.0.1."""
 
 import socket
 import threading
 
 
-def relay(port, to_port):
-    """Starts to listen on `port` of every address; returns at once. It ends with the process."""
-    listener = socket.create_server(("", port), backlog=256)
+#: Of Linux, without a name in Python: an address may be bound before it is there, as the bridge comes with the first container.
+_IP_FREEBIND = 15
+
+
+def relay(address, port):
+    """Starts to listen and returns at once; ends with the process."""
+    listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    listener.listen(256)
 
     def accept():
         while True:
             outside, _ = listener.accept()
             try:
-                inside = socket.create_connection(("127.0.0.1", to_port))
+                inside = socket.create_connection(("127.0.0.1", port))
             except OSError:
                 outside.close()
                 continue

@@ -60,6 +60,7 @@ seed_provider:
     parameters: [{seeds: "$seeds"}]
 listen_address: 127.0.0.$i
 rpc_address: 127.0.0.$i
+broadcast_rpc_address: ${QUIPU_CASSANDRA_ADDRESS:-127.0.0.$i}
 storage_port: $storage_port
 native_transport_port: $cql_port
 data_file_directories: ["$dir/data"]

@@ -8,6 +8,7 @@
 : "${QUIPU_SERVICES_WAIT_SECONDS:=180}"       # for each process to become ready
 : "${QUIPU_ETCD_BIN:=}"                       # an etcd to use instead of the one on PATH or the downloaded one
 : "${QUIPU_CASSANDRA_VERSION:=5.0.9}"         # of org.apache.cassandra:cassandra-all
+: "${QUIPU_CASSANDRA_ADDRESS:=}"              # where one node tells its clients that it is, when that is not 127.0.0.1
 : "${QUIPU_CASSANDRA_HEAP:=512M}"             # per node; a node takes about twice that
 
 if [ -n "$QUIPU_SERVICES_PORTS" ]; then
