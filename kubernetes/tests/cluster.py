@@ -124,6 +124,23 @@ def check_restrictions(address):
     print("read-only, as user 65532, without a capability: serves")
 
 
+def check_gateway():
+    """A node with the role of the gateways in `split` serves requests, and shards never."""
+    address = start("gateway", settings={"QUIPU_ROLE": "gateway"})
+    wait("the gateway is ready", lambda: ready(address, "gateway"))
+    load = Load([address], clients=2, pause=0.005, keyed=False)
+    load.start()
+    wait("additions by the gateway are acknowledged", lambda: load.acknowledged() > 200)
+    load.stop()
+    assert load.failed() == 0, load.failures()
+    assert spread(address, NODES), owners(address)
+    check_sums(load, address, "gateway")
+    begun = time.monotonic()
+    podman("stop", "--time", str(GRACE), "gateway")
+    podman("rm", "gateway")
+    print(f"gateway: stopped in {time.monotonic() - begun:.1f} s")
+
+
 def disturb(load, addresses, what, do, undo):
     """Does something to one node in the middle of the load, and waits until the cluster is whole again."""
     before, begun = load.acknowledged(), time.monotonic()
@@ -192,6 +209,7 @@ def main():
     wait("shards are spread", lambda: spread(addresses["quipu-0"], NODES))
     print(f"three containers are a cluster after {time.monotonic() - begun:.1f} s: {owners(addresses['quipu-0'])}")
     check_restrictions(addresses["quipu-0"])
+    check_gateway()
 
     load = Load(addresses.values(), clients=8, pause=0.005, keyed=True)
     load.start()
@@ -231,7 +249,8 @@ if __name__ == "__main__":
     try:
         main()
     except Exception:
-        for node in [*NODES, "limited"]:
+        for node in [*NODES, "gateway", "limited"]:
             log = subprocess.run(["podman", "logs", "--tail", "15", node], capture_output=True, text=True)
-            print(f"-- {node}\n{log.stdout}{log.stderr}", file=sys.stderr)
+            if log.returncode == 0:
+                print(f"-- {node}\n{log.stdout}{log.stderr}", file=sys.stderr)
         raise
