@@ -36,6 +36,20 @@ impl Answers {
     pub fn per_second(&self) -> f64 {
         self.good as f64 / self.seconds
     }
+
+    /// Both at once: counts add up, the mean is that of all requests, of quantiles the higher one stands.
+    fn and(self, other: Self) -> Self {
+        let (here, there) = (self.good as f64, other.good as f64);
+        Self {
+            good: self.good + other.good,
+            refused: self.refused + other.refused,
+            broken: self.broken + other.broken,
+            seconds: self.seconds.max(other.seconds),
+            mean_us: (self.mean_us * here + other.mean_us * there) / (here + there).max(1.0),
+            p50_us: self.p50_us.max(other.p50_us),
+            p99_us: self.p99_us.max(other.p99_us),
+        }
+    }
 }
 
 /// wrk, with its scripts on disk.
@@ -69,6 +83,27 @@ impl Generator {
         })
     }
 
+    /// Loads several servers at once, the connections divided between them, and adds up what they answered.
+    pub fn run_over(
+        &self,
+        load: Load,
+        addrs: &[SocketAddr],
+        connections: u32,
+        seconds: u32,
+    ) -> anyhow::Result<Answers> {
+        let shares = shares(connections, addrs.len());
+        let all = std::thread::scope(|scope| {
+            let runs: Vec<_> = addrs
+                .iter()
+                .zip(shares)
+                .map(|(&addr, share)| scope.spawn(move || self.run(load, addr, share, seconds)))
+                .collect();
+            let join = |run: std::thread::ScopedJoinHandle<'_, _>| run.join().expect("a load does not panic");
+            runs.into_iter().map(join).collect::<anyhow::Result<Vec<Answers>>>()
+        })?;
+        all.into_iter().reduce(Answers::and).context("no server to load")
+    }
+
     pub fn command(&self, load: Load, addr: SocketAddr, connections: u32, seconds: u32) -> Command {
         let (script, path, arguments) = match load {
             Load::Add => ("same", format!("/v1/counters/{HOT}/add"), vec!["POST".into(), r#"{"amount":1}"#.into()]),
@@ -88,6 +123,12 @@ impl Generator {
             .args(arguments);
         command
     }
+}
+
+/// `all` in `parts` parts that differ by one at most, none of them 0.
+fn shares(all: u32, parts: usize) -> impl Iterator<Item = u32> {
+    let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
+    (0..parts).map(move |part| (all / parts + u32::from(part < all % parts)).max(1))
 }
 
 /// Reads the line that `done.lua` wrote.
@@ -121,6 +162,20 @@ mod tests {
         let answers = parse(text).expect("a result");
         assert_eq!((answers.good, answers.refused, answers.broken), (6, 4, 6));
         assert_eq!((answers.per_second(), answers.p99_us), (3.0, 90.0));
+    }
+
+    #[test]
+    fn connections_are_divided_evenly() {
+        assert_eq!(shares(64, 3).collect::<Vec<_>>(), [22, 21, 21]);
+        assert_eq!(shares(64, 1).collect::<Vec<_>>(), [64]);
+    }
+
+    #[test]
+    fn loads_at_once_add_up() {
+        let one = Answers { good: 3, refused: 1, broken: 0, seconds: 1.0, mean_us: 10.0, p50_us: 9.0, p99_us: 30.0 };
+        let both = one.and(Answers { good: 1, mean_us: 30.0, p50_us: 8.0, p99_us: 40.0, seconds: 2.0, ..one });
+        assert_eq!((both.good, both.refused, both.seconds, both.mean_us), (4, 2, 2.0, 15.0));
+        assert_eq!((both.p50_us, both.p99_us), (9.0, 40.0));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `quipu-bench`: Quipu beside a bare hyper server: the same machine, the same run, the same load.
 //!
-//! `make bench` runs it. Start reading at `run` (what happens in which order), then `plan` (what is measured and what it
+//! `make bench` runs it; `make bench-cluster` runs `cluster`, which has a beginning of its own. Start reading at `run` (what happens in which order), then `plan` (what is measured and what it
 //! must reach), `load` (wrk), `servers` (the processes) and `report`. README.md says how to read the results.
 
 mod bare;
+mod cluster;
 mod load;
 mod machine;
 mod plan;
@@ -33,12 +34,15 @@ struct Cli {
 enum Command {
     /// Run the bare server alone; the runner starts it like this
     Bare(bare::Options),
+    /// Measure a cluster beside Cassandra's own counter columns
+    Cluster(cluster::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Bare(options)) => bare::run(&options),
+        Some(Command::Cluster(options)) => cluster::run(&options),
         None => run::run(&cli.options),
     }
 }

@@ -132,14 +132,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// cargo tells where the sources are; without it, where they were when this was built.
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     let package =
         std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     package.parent().map_or(package.clone(), Path::to_owned)
 }
 
 /// What a command prints, or "unknown": only for the heading of the report.
-fn output(program: &str, arguments: &[&str]) -> String {
+pub fn output(program: &str, arguments: &[&str]) -> String {
     let printed = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
     printed.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -301,7 +301,7 @@ fn quiet(process: &Process) -> anyhow::Result<f64> {
 }
 
 /// A measurement with errors is none: its requests did not do the work.
-fn complete(answers: &Answers) -> anyhow::Result<()> {
+pub fn complete(answers: &Answers) -> anyhow::Result<()> {
     if answers.good == 0 || answers.refused + answers.broken > 0 {
         let Answers { good, refused, broken, .. } = answers;
         bail!("{good} requests were answered well, {refused} refused and {broken} not answered");

@@ -49,6 +49,8 @@ pub struct Process {
     child: Child,
     addr: SocketAddr,
     agent: ureq::Agent,
+    /// By [`Process::kill`]; ending is not reported then.
+    killed: bool,
 }
 
 /// Where the programs are and where they may write.
@@ -63,22 +65,27 @@ pub struct Places {
 
 impl Places {
     pub fn start_quipu(&self, server: Server) -> anyhow::Result<Process> {
-        let mut command = Command::new(&self.quipu);
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
-            .arg("--data-dir")
-            .arg(self.scratch.join(server.slug()))
-            .arg("--cache-dir")
-            .arg(self.scratch.join("cache"));
+        let mut command = self.serve();
+        command.arg("--data-dir").arg(self.scratch.join(server.slug()));
         if server == Server::Native {
             command.args(["--policies", "off"]);
         }
+        Process::start(command, &self.logs.join(server.slug()).with_extension("log"))
+    }
+
+    /// `quipu serve` on a free port; where the counters are is for the caller to add.
+    pub fn serve(&self) -> Command {
+        let mut command = Command::new(&self.quipu);
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
+            .arg("--cache-dir")
+            .arg(self.scratch.join("cache"));
         // Settings of the caller's own server must not reach the measured ones.
         command.env_remove("PORT");
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUIPU_")) {
             command.env_remove(name);
         }
-        Process::start(command, &self.logs.join(server.slug()).with_extension("log"))
+        command
     }
 
     pub fn start_bare(&self, layout: Layout, answers: &[Answer]) -> anyhow::Result<Process> {
@@ -92,7 +99,7 @@ impl Places {
 }
 
 impl Process {
-    fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let program = command.get_program().to_owned();
         let errors = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut child = command
@@ -121,7 +128,7 @@ impl Process {
             .http_status_as_error(false)
             .build()
             .into();
-        Ok(Self { child, addr, agent })
+        Ok(Self { child, addr, agent, killed: false })
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -133,7 +140,7 @@ impl Process {
     }
 
     /// The answer's status, headers and body, whatever the status.
-    fn ask(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
+    pub fn ask(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
         let request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.addr));
         let request = request.header("content-type", "application/json");
         let answer = match body {
@@ -151,7 +158,8 @@ impl Process {
         Ok(Answer { method: method.into(), prefix: path.into(), status, headers, body })
     }
 
-    fn ask_well(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
+    /// As [`Process::ask`]; any status but 2xx is an error.
+    pub fn ask_well(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
         let answer = self.ask(method, path, body)?;
         if !(200..300).contains(&answer.status) {
             bail!("{method} {path} was answered {}: {}", answer.status, answer.body);
@@ -205,12 +213,27 @@ impl Process {
     }
 
     pub fn journal(&self) -> anyhow::Result<Journal> {
+        let [write_seconds, groups] =
+            self.metrics(["quipu_journal_write_seconds_total", "quipu_journal_groups_total"])?;
+        Ok(Journal { write_seconds, groups })
+    }
+
+    /// What `/metrics` says now, summed over the series of each name.
+    pub fn metrics<const N: usize>(&self, names: [&str; N]) -> anyhow::Result<[f64; N]> {
         let text = self.ask_well("GET", "/metrics", None)?.body;
-        let metric = |name: &str| sum_of(&text, name).with_context(|| format!("/metrics has no {name}"));
-        Ok(Journal {
-            write_seconds: metric("quipu_journal_write_seconds_total")?,
-            groups: metric("quipu_journal_groups_total")?,
-        })
+        let mut values = [0.0; N];
+        for (value, name) in values.iter_mut().zip(names) {
+            *value = sum_of(&text, name).with_context(|| format!("/metrics has no {name}"))?;
+        }
+        Ok(values)
+    }
+
+    /// SIGKILL: nothing is closed or handed over.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.killed = true;
+        self.child.kill().context("cannot kill a server")?;
+        self.child.wait().context("cannot wait for a killed server")?;
+        Ok(())
     }
 
     /// SIGTERM, so that the server closes its store; killed when it takes too long.
@@ -230,6 +253,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.killed {
+            return;
+        }
         if let Ok(Some(status)) = self.child.try_wait() {
             eprintln!("process {} had ended by itself with {status}", self.child.id());
         } else if let Err(why) = self.stop() {

@@ -246,7 +246,8 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn spread(values: &[f64]) -> Spread {
+/// Middle and ends; 0 of nothing.
+pub fn spread(values: &[f64]) -> Spread {
     let low = values.iter().copied().min_by(f64::total_cmp).unwrap_or(0.0);
     let high = values.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0);
     Spread { median: median(values), low, high }

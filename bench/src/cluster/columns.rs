@@ -1,0 +1,190 @@
+//! The yardstick: columns of the type `counter`, driven by the driver that Quipu uses, with as many clients at once.
+//!
+//! Each client waits for its answer before it sends the next update. Nothing is sent twice: a counter column cannot tell
+//! a repetition, so an update whose outcome is unknown stays so. Quipu's additions are exact under retries; these are not.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use scylla::client::execution_profile::ExecutionProfile;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::policies::retry::FallthroughRetryPolicy;
+use scylla::statement::Consistency;
+use scylla::statement::batch::{Batch, BatchType};
+use scylla::statement::prepared::PreparedStatement;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::load::Answers;
+use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);
+/// Coprime to the number of counters: clients go through all of them in a scattered order.
+const STRIDE: u32 = 7_919;
+/// Different batches, as many as `lua/batch.lua` has.
+const BODIES: u32 = 10;
+
+/// A table of counter columns.
+pub struct Columns {
+    runtime: Runtime,
+    session: Arc<Session>,
+    keyspace: String,
+    update: PreparedStatement,
+    ids: Arc<Vec<String>>,
+}
+
+impl std::fmt::Debug for Columns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Columns").field("keyspace", &self.keyspace).finish_non_exhaustive()
+    }
+}
+
+/// What one client saw.
+#[derive(Default)]
+struct Seen {
+    latencies_us: Vec<u32>,
+    failed: u64,
+}
+
+impl Columns {
+    /// Makes the keyspace and its table.
+    pub fn create(contact_points: &[String], keyspace: String, replication: u32) -> anyhow::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+        let (session, update) = runtime.block_on(async {
+            let session = connect(contact_points).await?;
+            let replication = format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {replication}}}");
+            execute(&session, format!("CREATE KEYSPACE {keyspace} WITH replication = {replication}")).await?;
+            execute(&session, format!("CREATE TABLE {keyspace}.counters (id text PRIMARY KEY, value counter)")).await?;
+            let update = format!("UPDATE {keyspace}.counters SET value = value + 1 WHERE id = ?");
+            let update = session.prepare(update).await.context("cannot prepare the update of a counter column")?;
+            anyhow::Ok((Arc::new(session), update))
+        })?;
+        let ids = (0..COUNTERS).map(|n| format!("{PREFIX}{n:06}")).collect();
+        Ok(Self { runtime, session, keyspace, update, ids: Arc::new(ids) })
+    }
+
+    /// Loads with so many clients for `seconds`, counted as wrk counts.
+    pub fn run(&self, load: Load, clients: u32, seconds: u32) -> anyhow::Result<Answers> {
+        let began = Instant::now();
+        let until = began + Duration::from_secs(seconds.into());
+        let seen = self.runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for client in 0..clients {
+                match load {
+                    Load::Batch { ops } => tasks.spawn(self.batches(client, ops, until)),
+                    _ => tasks.spawn(self.singles(load, client, until)),
+                };
+            }
+            tasks.join_all().await
+        });
+        answers(seen, began.elapsed())
+    }
+
+    fn singles(&self, load: Load, client: u32, until: Instant) -> impl Future<Output = Seen> + Send + use<> {
+        let (session, update, ids) = (self.session.clone(), self.update.clone(), self.ids.clone());
+        async move {
+            let (mut seen, mut at) = (Seen::default(), client.wrapping_mul(STRIDE * 13) % COUNTERS);
+            while Instant::now() < until {
+                at = (at + STRIDE) % COUNTERS;
+                let id = if load == Load::Add { HOT } else { ids[at as usize].as_str() };
+                let began = Instant::now();
+                seen.note(began, session.execute_unpaged(&update, (id,)).await.is_ok());
+            }
+            seen
+        }
+    }
+
+    fn batches(&self, client: u32, ops: u32, until: Instant) -> impl Future<Output = Seen> + Send + use<> {
+        let (session, ids) = (self.session.clone(), self.ids.clone());
+        let mut batch = Batch::new(BatchType::Counter);
+        (0..ops).for_each(|_| batch.append_statement(self.update.clone()));
+        async move {
+            let (mut seen, mut turn) = (Seen::default(), client);
+            while Instant::now() < until {
+                turn = (turn + 1) % BODIES;
+                let id = |at: u32| (ids[((turn * ops + at) * STRIDE % COUNTERS) as usize].as_str(),);
+                let values: Vec<(&str,)> = (0..ops).map(id).collect();
+                let began = Instant::now();
+                seen.note(began, session.batch(&batch, &values).await.is_ok());
+            }
+            seen
+        }
+    }
+
+    /// Removes a keyspace, and everything in it, if it is there.
+    pub fn drop_keyspace(&self, keyspace: &str) -> anyhow::Result<()> {
+        self.runtime.block_on(execute(&self.session, format!("DROP KEYSPACE IF EXISTS {keyspace}")))
+    }
+
+    pub fn keyspace(&self) -> &str {
+        &self.keyspace
+    }
+}
+
+impl Seen {
+    fn note(&mut self, began: Instant, good: bool) {
+        match good {
+            true => self.latencies_us.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX)),
+            false => self.failed += 1,
+        }
+    }
+}
+
+async fn connect(contact_points: &[String]) -> anyhow::Result<Session> {
+    let profile = ExecutionProfile::builder()
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .consistency(Consistency::LocalQuorum)
+        .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
+        .speculative_execution_policy(None)
+        .build();
+    SessionBuilder::new()
+        .known_nodes(contact_points)
+        .default_execution_profile_handle(profile.into_handle())
+        .tcp_nodelay(true)
+        .build()
+        .await
+        .with_context(|| format!("Cassandra does not answer at {}", contact_points.join(", ")))
+}
+
+async fn execute(session: &Session, statement: String) -> anyhow::Result<()> {
+    let mut unprepared = scylla::statement::Statement::new(statement.as_str());
+    unprepared.set_request_timeout(Some(SCHEMA_TIMEOUT));
+    session.query_unpaged(unprepared, &[]).await.with_context(|| format!("Cassandra refused: {statement}"))?;
+    Ok(())
+}
+
+fn answers(seen: Vec<Seen>, took: Duration) -> anyhow::Result<Answers> {
+    let refused = seen.iter().map(|seen| seen.failed).sum();
+    let mut all: Vec<u32> = seen.into_iter().flat_map(|seen| seen.latencies_us).collect();
+    all.sort_unstable();
+    let last = all.len().checked_sub(1).context("no update of a counter column was answered well")?;
+    let quantile = |percent: usize| f64::from(all[last * percent / 100]);
+    Ok(Answers {
+        good: all.len() as u64,
+        refused,
+        broken: 0,
+        seconds: took.as_secs_f64(),
+        mean_us: all.iter().map(|&us| f64::from(us)).sum::<f64>() / all.len() as f64,
+        p50_us: quantile(50),
+        p99_us: quantile(99),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_saw_adds_up() {
+        let one = Seen { latencies_us: vec![30, 10], failed: 1 };
+        let other = Seen { latencies_us: vec![20], failed: 0 };
+        let all = answers(vec![one, other], Duration::from_secs(2)).expect("answers");
+        assert_eq!((all.good, all.refused, all.per_second()), (3, 1, 1.5));
+        assert_eq!((all.p50_us, all.mean_us), (20.0, 20.0));
+        assert!(answers(vec![Seen::default()], Duration::from_secs(1)).is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! `quipu-bench cluster`: Quipu on etcd and Cassandra beside Cassandra's own counter columns, side by side in one run.
+//!
+//! All clusters run all the time, and one subject at a time is under load: counter columns, 1 node, 2 nodes, 3 nodes,
+//! within a cell; all cells in each round. A ratio is taken within one round. Then nodes are killed. Everything that was
+//! made in etcd and Cassandra is removed at the end.
+//!
+//! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `takeover`, `report`.
+
+mod columns;
+mod nodes;
+mod plan;
+mod report;
+mod takeover;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use self::columns::Columns;
+use self::nodes::{Cluster, Services};
+use self::plan::{Cell, NODES, Subject};
+use self::report::{Measurement, Results, Run, Settings};
+use crate::load::Generator;
+use crate::machine::{self, Machine};
+use crate::plan::Load;
+use crate::report::thousands;
+use crate::run::{complete, output, workspace};
+use crate::servers::Places;
+
+/// A measurement with errors is no measurement; another may be.
+const TRIES: u32 = 2;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// etcd to use: URL[,URL]
+    #[arg(long, env = "QUIPU_TEST_ETCD")]
+    etcd: String,
+    /// Cassandra to use: HOST:PORT[,…]
+    #[arg(long, env = "QUIPU_TEST_CASSANDRA")]
+    cassandra: String,
+    /// Copies of everything, of Quipu's rows and of the counter columns alike
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=9))]
+    replication: u32,
+    /// Seconds per measurement
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Measurements of every cell
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=50))]
+    rounds: u32,
+    /// Nodes killed for every length of the journal
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=50))]
+    kills: u32,
+    /// Seconds between rounds, for a machine that others need too
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=600))]
+    pause: u32,
+    /// Process id of Cassandra, to count its CPU time when it runs on this machine
+    #[arg(long)]
+    cassandra_process: Option<u32>,
+    /// The program to measure [default: quipu beside this program]
+    #[arg(long)]
+    quipu: Option<PathBuf>,
+    /// Where cluster.md and cluster.json go [default: bench/results]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    let release = program.parent().context("this program's file has no directory")?;
+    let quipu = options.quipu.clone().unwrap_or_else(|| release.join("quipu"));
+    if !quipu.is_file() {
+        bail!("there is no {}: build it with make build, or name it with --quipu", quipu.display());
+    }
+    let workspace = workspace();
+    let out = options.out.clone().unwrap_or_else(|| workspace.join("bench/results"));
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let scratch = tempfile::Builder::new().prefix("quipu-bench-").tempdir().context("cannot make a directory")?;
+    let places = Places { quipu, scratch: scratch.path().to_owned(), logs: out.clone() };
+    let machine = Machine::look()?;
+    let threads = u32::try_from(machine.cores).unwrap_or(1);
+    let generator = Generator::new(scratch.path(), threads)?;
+    let mut results = Results {
+        date: output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
+        version: output("git", &["-C", &workspace.to_string_lossy(), "describe", "--always", "--dirty"]),
+        machine,
+        settings: Settings {
+            seconds: options.seconds,
+            rounds: options.rounds,
+            replication: options.replication,
+            wrk_threads: threads,
+        },
+        measurements: Vec::new(),
+        takeovers: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut bench = Bench::start(&places, options)?;
+    let measured = bench.measure(&generator, options, &mut results);
+    let measured = measured.and_then(|()| {
+        let cluster = bench.clusters.get_mut(&NODES[NODES.len() - 1]).context("no cluster to kill nodes of")?;
+        results.takeovers = takeover::measure(&places, &bench.services, &generator, cluster, options.kills)?;
+        anyhow::Ok(())
+    });
+    // Also after an error: what was made is removed.
+    let removed = bench.remove();
+    measured?;
+    report::write(&results, &out)?;
+    println!();
+    for check in results.checks() {
+        println!("{}", check.sentence());
+    }
+    println!("\nsee {}", out.join("cluster.md").display());
+    removed
+}
+
+/// Everything that is measured.
+struct Bench {
+    services: Services,
+    columns: Columns,
+    clusters: BTreeMap<usize, Cluster>,
+    /// Additions to each cluster's hot counter that were acknowledged, and that may have been applied.
+    hot: BTreeMap<usize, (u64, u64)>,
+    cassandra_process: Option<u32>,
+}
+
+impl Bench {
+    fn start(places: &Places, options: &Options) -> anyhow::Result<Self> {
+        let services = Services {
+            etcd: options.etcd.clone(),
+            cassandra: options.cassandra.clone(),
+            replication: options.replication,
+        };
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("the clock is wrong")?;
+        let name = format!("bench_{}", now.as_millis());
+        let contact_points: Vec<String> = services.cassandra.split(',').map(str::to_owned).collect();
+        let columns = Columns::create(&contact_points, format!("{name}_columns"), services.replication)?;
+        let (clusters, hot) = Default::default();
+        let cassandra_process = options.cassandra_process;
+        let mut bench = Self { services, columns, clusters, hot, cassandra_process };
+        for count in NODES {
+            println!("starting and filling: {}", Subject::Nodes(count).name());
+            let filled = Cluster::start(places, &bench.services, format!("{name}_{count}"), count)
+                .and_then(|cluster| cluster.nodes[0].fill().map(|()| cluster));
+            match filled {
+                Ok(cluster) => bench.clusters.insert(count, cluster),
+                Err(why) => {
+                    bench.remove()?;
+                    return Err(why);
+                }
+            };
+            // One addition of the filling went to the hot counter.
+            bench.hot.insert(count, (1, 0));
+        }
+        Ok(bench)
+    }
+
+    fn measure(&mut self, generator: &Generator, options: &Options, results: &mut Results) -> anyhow::Result<()> {
+        let subjects = || std::iter::once(Subject::Columns).chain(NODES.map(Subject::Nodes));
+        for round in 1..=options.rounds {
+            println!("round {round} begins");
+            for cell in plan::cells() {
+                let mut line = Vec::new();
+                for subject in subjects() {
+                    let run = self.tried(generator, cell, subject, options.seconds, &mut results.notes)?;
+                    let per_second = run.answers.per_second() * f64::from(cell.load.operations());
+                    line.push(format!("{} {}", subject.name(), thousands(per_second)));
+                    Measurement::note(&mut results.measurements, cell, subject, run);
+                }
+                println!("round {round}: {} at {}: {}", cell.load.name(), cell.connections, line.join(", "));
+            }
+            println!("round {round} ends");
+            if round < options.rounds {
+                std::thread::sleep(Duration::from_secs(options.pause.into()));
+            }
+        }
+        for (count, cluster) in &self.clusters {
+            let (acknowledged, open) = self.hot[count];
+            cluster.check_hot(acknowledged, open)?;
+        }
+        Ok(())
+    }
+
+    /// Measures again, and says so, when some requests were not answered well.
+    fn tried(
+        &mut self,
+        generator: &Generator,
+        cell: Cell,
+        subject: Subject,
+        seconds: u32,
+        notes: &mut Vec<String>,
+    ) -> anyhow::Result<Run> {
+        let mut tries = 1;
+        loop {
+            let run = self.one(generator, cell, subject, seconds)?;
+            let what = format!("{}, {} at {} connections", subject.name(), cell.load.name(), cell.connections);
+            match complete(&run.answers) {
+                Ok(()) => return Ok(run),
+                Err(why) if tries < TRIES => notes.push(format!("measured again: {what}: {why}")),
+                Err(why) => return Err(why.context(what)),
+            }
+            tries += 1;
+        }
+    }
+
+    fn one(&mut self, generator: &Generator, cell: Cell, subject: Subject, seconds: u32) -> anyhow::Result<Run> {
+        let Subject::Nodes(count) = subject else {
+            let cassandra_before = self.cassandra_cpu_seconds()?;
+            let answers = self.columns.run(cell.load, cell.connections, seconds)?;
+            let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(cassandra_before).map(|(now, was)| now - was);
+            return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds, carried: None });
+        };
+        let cluster = &self.clusters[&count];
+        let (before, nodes_before) = (cluster.carried()?, cluster.cpu_seconds()?);
+        let cassandra_before = self.cassandra_cpu_seconds()?;
+        let answers = generator.run_over(cell.load, &cluster.addrs(), cell.connections, seconds)?;
+        let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(cassandra_before).map(|(now, was)| now - was);
+        let nodes_cpu_seconds = cluster.quiet()? - nodes_before;
+        let carried = Some(cluster.carried()?.since(before));
+        if cell.load == Load::Add {
+            let (acknowledged, open) = self.hot.entry(count).or_default();
+            *acknowledged += answers.good;
+            *open += u64::from(cell.connections) + answers.refused + answers.broken;
+        }
+        Ok(Run { answers, nodes_cpu_seconds, cassandra_cpu_seconds, carried })
+    }
+
+    fn cassandra_cpu_seconds(&self) -> anyhow::Result<Option<f64>> {
+        self.cassandra_process.map(machine::cpu_seconds).transpose()
+    }
+
+    /// Stops the nodes, then removes their keyspaces and keys.
+    fn remove(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let names: Vec<String> = std::mem::take(&mut self.clusters).into_values().map(|cluster| cluster.name).collect();
+        for keyspace in names.iter().map(String::as_str).chain([self.columns.keyspace()]) {
+            self.columns.drop_keyspace(keyspace)?;
+        }
+        nodes::forget(&self.services, &names)?;
+        println!("removed what was made, in {:.1} s", began.elapsed().as_secs_f64());
+        Ok(())
+    }
+}

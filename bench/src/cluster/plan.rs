@@ -1,0 +1,88 @@
+//! What is measured of a cluster, and what it must reach beside Cassandra's counter columns.
+
+use serde::Serialize;
+
+use crate::plan::Load;
+
+/// Numbers of nodes, each a cluster of its own.
+pub const NODES: [usize; 3] = [1, 2, 3];
+pub const CONNECTIONS: [u32; 2] = [64, 256];
+/// Additions in one batch.
+pub const BATCH: Load = Load::Batch { ops: 100 };
+pub const BATCH_CONNECTIONS: u32 = 64;
+/// Seconds of additions that lengthen a journal before its owner is killed.
+pub const LOADED_SECONDS: [u32; 3] = [0, 4, 12];
+/// Longest takeover after a crash beyond the time of the lease, in seconds.
+pub const TAKEOVER_SLACK_SECONDS: f64 = 1.0;
+/// Longest time without a successful addition for the clients of one surviving node.
+pub const GAP_TARGET_MS: f64 = 100.0;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// Columns of the type `counter` on the same Cassandra.
+    Columns,
+    /// Quipu with so many nodes.
+    Nodes(usize),
+}
+
+impl Subject {
+    pub fn name(self) -> String {
+        match self {
+            Self::Columns => "counter columns".into(),
+            Self::Nodes(1) => "1 node".into(),
+            Self::Nodes(count) => format!("{count} nodes"),
+        }
+    }
+}
+
+/// One load at one number of connections, given to every subject in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Cell {
+    pub load: Load,
+    pub connections: u32,
+}
+
+/// A quotient to report: operations per second of Quipu under `load` over those of counter columns under `beside`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Comparison {
+    pub load: Load,
+    pub beside: Load,
+    pub connections: u32,
+    /// For one node. More nodes on the same cores have none.
+    pub target: Option<f64>,
+}
+
+/// Everything, in the order of one round.
+pub fn cells() -> Vec<Cell> {
+    let single = [Load::Add, Load::AddMany].map(|load| CONNECTIONS.map(|connections| Cell { load, connections }));
+    let batch = Cell { load: BATCH, connections: BATCH_CONNECTIONS };
+    single.into_iter().flatten().chain([batch]).collect()
+}
+
+pub fn comparisons() -> Vec<Comparison> {
+    let single = |connections| if connections < 256 { 2.0 } else { 3.0 };
+    let mut all = Vec::new();
+    for Cell { load, connections } in cells() {
+        let compare = |beside, target| Comparison { load, beside, connections, target };
+        match load {
+            Load::Batch { .. } => all.extend([compare(Load::AddMany, Some(20.0)), compare(load, None)]),
+            _ => all.push(compare(load, Some(single(connections)))),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_comparison_is_between_measured_cells() {
+        for Comparison { load, beside, connections, .. } in comparisons() {
+            for load in [load, beside] {
+                assert!(cells().contains(&Cell { load, connections }), "{load:?} at {connections}");
+            }
+        }
+    }
+}
