@@ -271,7 +271,7 @@ impl Ledger {
     }
 
     fn add_until_stopped(&self, addr: SocketAddr, seen: &Seen, connection: usize) {
-        let keyed = connection % 2 == 0;
+        let keyed = connection.is_multiple_of(2);
         let mut client: Option<Client> = None;
         let mut last_us = self.now_us();
         while !self.stop.load(SeqCst) {
@@ -286,7 +286,7 @@ impl Ledger {
                 continue;
             };
             let number = self.next.fetch_add(1, SeqCst);
-            let amount = 1 + i64::from(number % 7 == 0);
+            let amount = 1 + i64::from(number.is_multiple_of(7));
             // Without a key a connection stays with one counter: one whose shards are all on a dead node keeps only its
             // own connections waiting.
             let counter = if keyed { number as usize } else { connection / 2 } % self.keyed.len();

@@ -35,7 +35,8 @@ fn listed(server: &Server, prefix: &str, limit: usize) -> Vec<String> {
 #[test]
 fn every_node_answers_for_the_cluster() {
     let Some(cluster) = Cluster::start(3) else { return };
-    let parts: [(&str, fn(&Cluster)); 13] = [
+    type Part = (&'static str, fn(&Cluster));
+    let parts: [Part; 13] = [
         ("additions on every node read the same on all", additions_on_every_node_read_the_same_on_all),
         ("a read sees what was acknowledged anywhere before it", a_read_sees_what_was_acknowledged_anywhere_before_it),
         ("keys are known on every node", keys_are_known_on_every_node),
@@ -59,7 +60,7 @@ fn every_node_answers_for_the_cluster() {
 }
 
 fn additions_on_every_node_read_the_same_on_all(cluster: &Cluster) {
-    let mut expected = vec![0i128; 10];
+    let mut expected = [0i128; 10];
     for n in 0..120usize {
         let (id, amount) = (n % 10, n as i64 * 37 - 1_000);
         let added = cluster.node(NODES[n % 3]).add(&format!("same/{id}"), amount).expect(200).json();

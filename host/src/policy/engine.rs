@@ -291,7 +291,8 @@ impl Engine {
             let compiled = match rayon::ThreadPoolBuilder::new()
                 .thread_name(|_| "quipu-compile".into())
                 .start_handler(|_| give_way(limits::COMPILE_NICENESS))
-                .build() {
+                .build()
+            {
                 Ok(pool) => pool.install(|| Component::from_binary(&wasm, &bytes)),
                 Err(why) => Err(wasmtime::Error::msg(why.to_string())),
             };
