@@ -1,5 +1,5 @@
 """Three containers under load: what they acknowledged must be there after a pause, a cut of the network and a kill, and a
-rolling replacement must fail no request.
+rolling replacement must fail no request. Besides: a gateway, a CPU limit, TLS between nodes.
 
 `containers` starts this with etcd and Cassandra on their usual ports of loopback, an image localhost/quipu:test and
 an internal network `quipu`. The load is in load.py, the way from the containers to loopback in relay.py.
@@ -7,6 +7,7 @@ an internal network `quipu`. The load is in load.py, the way from the containers
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -181,8 +182,57 @@ def check_sums(load, address, what):
     print(f"{what}: {load}; every counter is exact")
 
 
+def check_tls():
+    """With a certificate as `components/tls` wants it nodes talk to each other by name, and only so."""
+    secret = certificate("*.quipu-peers.quipu.svc")
+    lines = (pathlib.Path(__file__).parent.parent / "components/tls/settings.env").read_text().split()
+    peers = dict(line.split("=", 1) for line in lines if line.startswith("QUIPU_PEER_"))
+    addresses = {node: f"10.63.0.{10 + number}" for number, node in enumerate(NODES)}
+    names = [flag for node in NODES for flag in ("--add-host", f"{node}.quipu-peers.quipu.svc:{addresses[node]}")]
+    podman("rm", "--force", "--time", "0", *NODES)
+    for node, address in addresses.items():
+        settings = {**peers, "QUIPU_CLUSTER": "secured", "QUIPU_ADVERTISE": f"{node}.quipu-peers.quipu.svc:7070"}
+        start(node, "--volume", f"{secret}:/etc/quipu/peer:ro", *names, address=address, settings=settings)
+    for node, address in addresses.items():
+        wait(f"{node} is ready", lambda: ready(address, node))
+    wait("shards are spread", lambda: spread(addresses["quipu-0"], NODES))
+    load = Load([addresses["quipu-0"]], clients=4, pause=0.005, keyed=False)
+    load.start()
+    wait("additions are acknowledged", lambda: load.acknowledged() > 400)
+    load.stop()
+    assert load.failed() == 0, load.failures()
+    check_sums(load, addresses["quipu-1"], "with TLS between nodes")
+    plain = subprocess.run(
+        ["curl", "--silent", "--max-time", "3", "--http2-prior-knowledge", f"http://{addresses['quipu-0']}:7070/"], check=False
+    )
+    assert plain.returncode != 0, "a connection without TLS is served by the port for nodes"
+
+
+def certificate(name):
+    """A directory with ca.crt, tls.crt and tls.key as a Secret has them: root's, readable by the group of the pod."""
+    directory = pathlib.Path(empty_directory())
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=directory)
+
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=ca",
+            "-keyout", "ca.key", "-out", "ca.crt")  # fmt: skip
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=quipu",
+            "-keyout", "tls.key", "-out", "tls.csr")  # fmt: skip
+    (directory / "names").write_text(f"subjectAltName = DNS:{name}\nextendedKeyUsage = serverAuth, clientAuth\n")
+    openssl("x509", "-req", "-days", "1", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+            "-extfile", "names", "-out", "tls.crt")  # fmt: skip
+    (directory / "ca.key").unlink()
+    for file in directory.iterdir():
+        file.chmod(0o440)
+    return directory
+
+
 def check_cpu():
-    """A node that may use a quarter of a core and is busy says that it is."""
+    """A node that may use a quarter of a core says that it is busy when it is, and only then.
+
+    The use of the machine would be an eighth of that on two quiet cores, and much on busy ones.
+    """
     address = start("limited", "--cpus", "0.25")
     wait("the limited node is ready", lambda: ready(address, "limited"))
     load = Load([address], clients=4, pause=0, keyed=False)
@@ -195,8 +245,9 @@ def check_cpu():
         wait("a busy node at its limit reads at least 0.8", lambda: ratio() >= 0.8, 30)
     finally:
         load.stop()
+    wait("an idle node at its limit reads at most 0.4", lambda: ratio() <= 0.4, 30)
     podman("rm", "--force", "--time", "0", "limited")
-    print("busy with a limit of a quarter core: quipu_cpu_ratio is at least 0.8")
+    print("with a limit of a quarter core: quipu_cpu_ratio is above 0.8 when busy, below 0.4 when idle")
 
 
 def main():
@@ -243,6 +294,7 @@ def main():
     check_sums(load, addresses["quipu-0"], "rolling replacement")
     assert load.failed() == 0, f"{load.failed()} requests failed in a rolling replacement: {load.failures()}"
     check_cpu()
+    check_tls()
 
 
 if __name__ == "__main__":
