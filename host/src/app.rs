@@ -32,6 +32,9 @@ use crate::store::embedded::{self, EmbeddedStore};
 
 /// Runs a node until SIGTERM or SIGINT, drains it, and returns.
 pub async fn run(settings: Settings) -> Result<()> {
+    // The libraries of etcd, Cassandra and the peers bring two providers of cryptography, and take neither by themselves.
+    // It fails only where one is chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let store: Arc<dyn Store> = match &settings.cluster {
         None => Arc::new(open(&settings.data_dir, settings.shards)?),
         Some(chosen) => cluster::open_store(&settings, chosen).await?,
