@@ -8,7 +8,7 @@ MINUTES ?= 10
 
 KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server containers lib.sh control-plane.sh)
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers bench lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers bench bench-cluster lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ image-from-binary: ## Build the same image of target/release/quipu, without a ba
 
 bench: build setup ## Measure side by side; results in bench/results/
 	$(CARGO) run --release --locked -p quipu-bench
+
+bench-cluster: build setup services ## Measure a cluster beside Cassandra's counter columns; results in bench/results/
+	set -a; . "$$(tests/services/up | tail -n 1)"; $(CARGO) run --release --locked -p quipu-bench -- cluster
 
 lint: plugins ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --check

@@ -118,10 +118,17 @@ impl Process {
                 }
             }
         });
-        let Ok(addr) = told.recv_timeout(READY_DEADLINE) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            bail!("{} was not ready in {READY_DEADLINE:?}: see {}", Path::new(&program).display(), log.display());
+        let addr = match told.recv_timeout(READY_DEADLINE) {
+            Ok(addr) => addr,
+            Err(why) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let what = match why {
+                    mpsc::RecvTimeoutError::Timeout => format!("was not ready in {READY_DEADLINE:?}"),
+                    mpsc::RecvTimeoutError::Disconnected => "ended before it was ready".into(),
+                };
+                bail!("{} {what}: see {}", Path::new(&program).display(), log.display());
+            }
         };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(REQUEST_DEADLINE))

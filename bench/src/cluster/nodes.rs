@@ -78,7 +78,7 @@ impl Cluster {
             .args(["--node-id", &node, "--cluster", &self.name])
             .args(["--etcd", &services.etcd, "--cassandra", &services.cassandra])
             .args(["--create-schema", "on", "--replication", &services.replication.to_string()])
-            .args(["--peer-listen", "127.0.0.1:0", "--advertise", "127.0.0.1:0"]);
+            .args(["--peer-listen", "127.0.0.1:0"]);
         self.nodes.push(Process::start(command, &places.logs.join(format!("{}-{node}.log", self.name)))?);
         Ok(())
     }
