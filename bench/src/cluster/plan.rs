@@ -10,7 +10,7 @@ pub const CONNECTIONS: [u32; 2] = [64, 256];
 /// Additions in one batch.
 pub const BATCH: Load = Load::Batch { ops: 100 };
 pub const BATCH_CONNECTIONS: u32 = 64;
-/// Seconds of additions that lengthen a journal before its owner is killed.
+/// Seconds of batches that lengthen a journal before its owner is killed.
 pub const LOADED_SECONDS: [u32; 3] = [0, 4, 12];
 /// Longest takeover after a crash beyond the time of the lease, in seconds.
 pub const TAKEOVER_SLACK_SECONDS: f64 = 1.0;

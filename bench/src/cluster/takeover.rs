@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::nodes::{Cluster, Services};
-use super::plan::LOADED_SECONDS;
+use super::plan::{BATCH, BATCH_CONNECTIONS, LOADED_SECONDS};
 use crate::load::Generator;
-use crate::plan::{HOT, Load};
+use crate::plan::HOT;
 use crate::servers::{Places, Process};
 
 /// Clients of the surviving node, each with one addition under way.
@@ -21,7 +21,6 @@ pub const CLIENTS: usize = 8;
 /// Spread over all shards, by a rule.
 const EVERYWHERE: &str = "bench-everywhere";
 const SHARDS: u32 = 12;
-const LOAD_CONNECTIONS: u32 = 64;
 /// Clients run for so long before the kill, and after the takeover.
 const MARGIN: Duration = Duration::from_millis(500);
 const TAKEOVER_DEADLINE: Duration = Duration::from_secs(60);
@@ -65,7 +64,7 @@ pub fn measure(
         for seconds in LOADED_SECONDS {
             println!("kill {repetition} after {seconds} s of load begins");
             if seconds > 0 {
-                generator.run_over(Load::AddMany, &cluster.addrs(), LOAD_CONNECTIONS, seconds)?;
+                generator.run_over(BATCH, &cluster.addrs(), BATCH_CONNECTIONS, seconds)?;
             }
             let (takeover, good) = one(cluster)?;
             println!("kill {repetition} after {seconds} s of load ends: {takeover:?}");
