@@ -40,9 +40,7 @@ impl Guest for Nosy {
             "stdin" => tell(std::io::read_to_string(std::io::stdin()).and_then(|text| some(text.len()))),
             "exit-in-configure" => std::process::exit(0),
             "" | "stdout" | "stderr" | "exit-in-select" | "panic-in-select" | "sleep" | "clocks-and-random"
-            | "draws" => {
-                HOW.set(config).map_err(|_| "configured twice".into())
-            }
+            | "draws" => HOW.set(config).map_err(|_| "configured twice".into()),
             _ => Err(format!("unknown misbehaviour {config:?}")),
         }
     }
