@@ -284,7 +284,7 @@ fn takeovers(results: &Results, out: &mut String) -> std::fmt::Result {
         out,
         "One of three nodes is killed; the lease is {LEASE_SECONDS:.0} s. *Served* is the time until an exact read over all \
          shards, sent after the kill, was answered. The gaps are the longest times without a successful addition of {CLIENTS} \
-         clients of one surviving node: of all together, and of the one whose addition was on its way to the killed node.\n"
+         clients of one surviving node: of all together, and of the client that waited longest.\n"
     )?;
     writeln!(
         out,

@@ -34,7 +34,7 @@ pub struct Takeover {
     pub seconds: f64,
     /// Longest time without a successful addition, of all clients of the surviving node together.
     pub gap_ms: f64,
-    /// The same of the client that waited longest: its addition was on its way to the killed node.
+    /// The same of the client that waited longest. One whose addition was sent to the killed node waits for the takeover.
     pub client_gap_ms: f64,
     /// Additions that were not acknowledged.
     pub failed: u64,
