@@ -64,7 +64,10 @@ pub async fn run(settings: Settings) -> Result<()> {
 
     let commit_settings = commit::Settings {
         key_window: settings.idempotency_window,
-        replay_bytes: limits::REPLAY_BYTES,
+        replay_bytes: match &settings.cluster {
+            None => limits::REPLAY_BYTES,
+            Some(_) => limits::CLUSTER_REPLAY_BYTES,
+        },
         resident_max: settings.resident_counters.div_ceil(settings.shards as usize),
     };
     let threads = match &settings.cluster {

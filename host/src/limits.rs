@@ -48,6 +48,8 @@ pub const QUEUE_OPS_MAX: usize = 131_072;
 pub const REPLAY_BYTES: usize = 8 * 1024 * 1024;
 /// Questions of one shard to a store behind a network that are under way at once.
 pub const STORE_LOADS_MAX: usize = 64;
+/// The same in a cluster, where the thread that replays serves other shards in between.
+pub const CLUSTER_REPLAY_BYTES: usize = 256 * 1024;
 /// Operations in one journal entry of one shard.
 pub const ENTRY_OPS_MAX: usize = 16_384;
 /// An uploaded component, in MiB: by default, and what it may be set to.
