@@ -110,7 +110,7 @@ fn node(node: &Node, families: &mut Families<'_>) -> std::fmt::Result {
     families.gauge("queued_operations", "Operations waiting to be journaled", commits.queued() as f64)?;
     let widened = node.stats.widened.load(Ordering::Relaxed);
     families.counter(
-        "spread_widened_total",
+        "spread_widened",
         "Additions that found all usual shards saturated and could go to more",
         widened,
     )?;
