@@ -131,6 +131,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     sampling.abort();
     // Requests under way need this thread: it carries them to other nodes.
     tokio::task::spawn_blocking(move || server.drain()).await?;
+    if let Some(membership) = &membership {
+        membership.flush(&commits, limits::HAND_OVER_TIMEOUT).await;
+    }
     commits.stop();
     let joined = tokio::task::spawn_blocking(move || threads.join()).await?;
     joined.context("counting ended; everything that was acknowledged is in the journal")?;

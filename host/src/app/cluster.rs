@@ -244,6 +244,23 @@ impl Membership {
         }
     }
 
+    /// Waits until everything that was taken here is with the shards' owners: relaxed operations have nobody else who would
+    /// send them again.
+    pub async fn flush(&self, commits: &Commits, within: Duration) {
+        let empty = async {
+            // What was refused at the commit thread comes to the links a moment later.
+            let mut seen_empty = 0;
+            while seen_empty < 3 {
+                let waiting = self.links.waiting() + commits.queued();
+                seen_empty = if waiting == 0 { seen_empty + 1 } else { 0 };
+                tokio::time::sleep(limits::MOVED_RETRY).await;
+            }
+        };
+        if tokio::time::timeout(within, empty).await.is_err() {
+            warn!("{} operations of this node have no owner and are lost with it", self.links.waiting());
+        }
+    }
+
     /// Takes this node out of the registry.
     pub async fn end(self) {
         self.etcd.close().await;
