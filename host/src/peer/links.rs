@@ -119,6 +119,8 @@ pub struct Driver {
     deadlines: VecDeque<(Instant, u32, u64)>,
     /// Shards that refused something, and are to be tried again at the next tick.
     retries: Vec<u32>,
+    /// By shard: operations for which its producer has no room yet. The serving threads limit how many there are.
+    held: Vec<VecDeque<(u64, Op)>>,
     /// Operations of this turn for shards that this node serves.
     own: Vec<(Op, u64)>,
     answers: Collected,
@@ -153,6 +155,7 @@ impl Driver {
             last_token: 0,
             deadlines: VecDeque::new(),
             retries: Vec::new(),
+            held: (0..shards).map(|_| VecDeque::new()).collect(),
             own: Vec::new(),
         }
     }
@@ -185,6 +188,18 @@ impl Driver {
             let (token, shard) = (self.last_token, op.shard);
             self.callers.insert(token, op.origin);
             self.deadlines.push_back((deadline, shard, token));
+            self.held[shard as usize].push_back((token, op));
+        }
+        for shard in 0..self.held.len() as u32 {
+            self.take_held(shard);
+        }
+    }
+
+    /// Hands operations to the shard's producer while it has room.
+    fn take_held(&mut self, shard: u32) {
+        while !self.producers[shard as usize].is_full()
+            && let Some((token, op)) = self.held[shard as usize].pop_front()
+        {
             self.step(shard, producer::Event::Submit { token, op });
         }
     }
@@ -374,6 +389,20 @@ impl Driver {
         }
     }
 
+    fn expire(&mut self, shard: u32, token: u64) {
+        let held = &mut self.held[shard as usize];
+        match held.iter().position(|&(held, _)| held == token) {
+            // The producer answers for it, and has room for that or says so.
+            Some(at) => {
+                if let Some((token, op)) = held.remove(at) {
+                    self.step(shard, producer::Event::Submit { token, op });
+                    self.step(shard, producer::Event::Expired { token });
+                }
+            }
+            None => self.step(shard, producer::Event::Expired { token }),
+        }
+    }
+
     fn tick(&mut self) {
         for shard in std::mem::take(&mut self.retries) {
             self.step(shard, producer::Event::Retry);
@@ -384,7 +413,7 @@ impl Driver {
         {
             self.deadlines.pop_front();
             if self.callers.contains_key(&token) {
-                self.step(shard, producer::Event::Expired { token });
+                self.expire(shard, token);
             }
         }
         self.show_reachable();

@@ -82,10 +82,10 @@ pub struct Cluster {
 impl Cluster {
     /// None without `--etcd` and `--cassandra`: the node is a single process then.
     pub(super) fn read(layers: &mut Layers, environment: &Environment, purpose: Purpose) -> Option<Self> {
-        let etcd = layers
-            .read("etcd", |k| &k.etcd, urls)
-            .or_else(|| environment.get("ETCD_ENDPOINTS").and_then(|text| urls(text).ok()));
         let cassandra = layers.read("cassandra", |k| &k.cassandra, hosts);
+        // The variable may be meant for somebody else: alone it makes no cluster.
+        let of_variable = environment.get("ETCD_ENDPOINTS").filter(|_| cassandra.is_some());
+        let etcd = layers.read("etcd", |k| &k.etcd, urls).or_else(|| of_variable.and_then(|text| urls(text).ok()));
         let (etcd, cassandra) = match (etcd, cassandra) {
             (Some(etcd), Some(cassandra)) => (etcd, cassandra),
             (None, Some(cassandra)) if purpose == Purpose::Store => (Vec::new(), cassandra),

@@ -137,6 +137,7 @@ fn a_file_that_is_not_there_or_not_toml_is_one_problem() {
 #[test]
 fn foreign_variables_do_not_matter() {
     let environment = [
+        ("ETCD_ENDPOINTS", "http://etcd:2379"),
         ("SERVICE_TYPE", "shard"),
         ("POD_IP", "10.0.0.7"),
         ("QUIPU_SERVICE_HOST", "10.0.0.1"),

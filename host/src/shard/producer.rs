@@ -120,8 +120,13 @@ impl Producer {
         }
     }
 
+    /// Whether another operation would be answered `NotApplied` for want of room.
+    pub fn is_full(&self) -> bool {
+        self.window.len() + self.waiting.len() >= limits::PRODUCER_UNANSWERED_MAX
+    }
+
     fn submit(&mut self, token: u64, op: Op, effects: &mut Vec<Effect>) {
-        if self.window.len() + self.waiting.len() >= limits::PRODUCER_UNANSWERED_MAX {
+        if self.is_full() {
             effects.push(Effect::Answer { token, outcome: Outcome::NotApplied });
             return;
         }
