@@ -310,14 +310,14 @@ struct Size {
     connections: usize,
     swaps: u32,
     uploads: u32,
-    /// Of resident memory, beyond the tenth that it may grow: what the compiler leaves in the allocator.
+    /// Of resident memory, beyond the tenth that it may grow: a short run has not warmed everything up when it is half done.
     slack_bytes: u64,
 }
 
 impl Size {
     fn of_this_run() -> Self {
         if std::env::var_os("QUIPU_FULL_SIZE").is_some() {
-            Self { connections: 64, swaps: 1_000, uploads: 100, slack_bytes: 32 << 20 }
+            Self { connections: 64, swaps: 1_000, uploads: 100, slack_bytes: 8 << 20 }
         } else {
             Self { connections: 16, swaps: 200, uploads: 10, slack_bytes: 8 << 20 }
         }
