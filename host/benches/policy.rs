@@ -106,7 +106,7 @@ fn start(criterion: &mut Criterion) {
 /// plain sight; `make plugin-python plugin-js guests` builds them.
 fn languages(criterion: &mut Criterion) {
     let store = Arc::new(MemoryStore::new(64));
-    let backend = Arc::new(StoreBackend::new(store, Box::new(|_, _| Ok(None))));
+    let backend = Arc::new(StoreBackend::new(store, Box::new(|_, _| Box::pin(async { Ok(None) }))));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let put = backend.put(Space::Registry, "reads-registry", "preferred", b"2");

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -47,9 +46,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         Some(chosen) => Some(Membership::join(&settings, chosen, &commits).await?),
     };
 
+    let own = policy::StoreBackend::new(store.clone(), partials(&commits, &store));
     let backend: Arc<dyn policy::Backend> = match &membership {
-        None => Arc::new(policy::StoreBackend::new(store.clone(), partials(&commits, &store))),
-        Some(membership) => Arc::new(membership.backend(&commits, &store)),
+        None => Arc::new(own),
+        Some(membership) => Arc::new(membership.backend(own)),
     };
     let policies = policy::Engine::new(policy::Settings {
         cache_dir: Some(settings.cache_dir.clone()),
@@ -193,20 +193,26 @@ fn announce(address: std::net::SocketAddr, compat: &[(u32, std::net::TcpListener
     Ok(out.flush()?)
 }
 
-/// How policies read partials through their `storage` import.
+/// How policies read partials of the shards that this node serves through their `storage` import.
 fn partials(commits: &Arc<Commits>, store: &Arc<dyn Store>) -> policy::imports::backend::Partials {
     let (commits, store) = (commits.clone(), store.clone());
     Box::new(move |counter, shard| {
-        let unavailable = policy::imports::Unavailable;
-        let id = Id::new(counter).map_err(|_| unavailable)?;
-        let Some(table) = commits.tables.get(shard as usize) else { return Ok(None) };
-        let resident = match table.partials.read().get(key_hash(counter), &id) {
-            Resident::Present(partial) => Some(partial.clone()),
-            Resident::Missing => None,
-            // The embedded store answers at once: it blocks instead of waiting.
-            Resident::Unloaded => store.load(shard, &id).now_or_never().ok_or(unavailable)?.map_err(|_| unavailable)?,
-        };
-        Ok(resident.filter(|partial| !partial.removed).map(|partial| partial.value))
+        let (commits, store, id) = (commits.clone(), store.clone(), Id::new(counter));
+        Box::pin(async move {
+            let unavailable = policy::imports::Unavailable;
+            let id = id.map_err(|_| unavailable)?;
+            let Some(table) = commits.tables.get(shard as usize) else { return Ok(None) };
+            let resident = match table.partials.read().get(key_hash(id.as_str()), &id) {
+                Resident::Present(partial) => Some(Some(partial.clone())),
+                Resident::Missing => Some(None),
+                Resident::Unloaded => None,
+            };
+            let partial = match resident {
+                Some(partial) => partial,
+                None => store.load(shard, &id).await.map_err(|_| unavailable)?,
+            };
+            Ok(partial.filter(|partial| !partial.removed).map(|partial| partial.value))
+        })
     })
 }
 

@@ -390,7 +390,7 @@ fn a_slow_policy_runs_on_the_pool_and_does_so_again_after_a_start() {
 #[test]
 fn a_dry_run_leaves_nothing_in_the_store_and_sees_what_is_there() {
     let store = Arc::new(MemoryStore::new(12));
-    let backend = Arc::new(StoreBackend::new(store.clone(), Box::new(|_, _| Ok(None))));
+    let backend = Arc::new(StoreBackend::new(store.clone(), Box::new(|_, _| Box::pin(async { Ok(None) }))));
     // 64 host calls and their answers take time on a busy machine.
     let limits = Limits { deadline_pooled: Duration::from_secs(10), ..Limits::default() };
     let settings = Settings { limits, breaker: patient(), backend: Some(backend.clone()), ..Settings::default() };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use quipu::policy::imports::backend::{Error, Space, Unavailable};
+use quipu::policy::imports::backend::{Error, Partials, Space, Unavailable};
 use quipu::policy::{
     Backend, Binding, Engine, Grants, Kind, Limits, Options, Placement, Rejected, Settings, StoreBackend,
     combine_pooled, plan_pooled, select_pooled,
@@ -35,11 +35,14 @@ fn with_backend(backend: Arc<dyn Backend>, limits: Limits) -> Arc<Engine> {
 }
 
 fn with_store(store: &Arc<MemoryStore>) -> Arc<Engine> {
-    let partials = |counter: &str, shard: u32| match counter {
-        "example-counter" => Ok((shard == 4).then_some(17)),
-        _ => Err(Unavailable),
-    };
-    with_backend(Arc::new(StoreBackend::new(store.clone(), Box::new(partials))), relaxed())
+    let partials: Partials = Box::new(|counter, shard| {
+        let partial = match counter {
+            "example-counter" => Ok((shard == 4).then_some(17)),
+            _ => Err(Unavailable),
+        };
+        Box::pin(async move { partial })
+    });
+    with_backend(Arc::new(StoreBackend::new(store.clone(), partials)), relaxed())
 }
 
 const ALL: Grants = Grants::ALL;
@@ -52,7 +55,7 @@ fn bind(engine: &Arc<Engine>, name: &str, config: &str, grants: Grants) -> Arc<B
 #[test]
 fn a_registry_key_steers_the_choice() {
     let store = Arc::new(MemoryStore::new(12));
-    let backend = Arc::new(StoreBackend::new(store.clone(), Box::new(|_, _| Err(Unavailable))));
+    let backend = Arc::new(StoreBackend::new(store.clone(), Box::new(|_, _| Box::pin(async { Err(Unavailable) }))));
     let engine = with_backend(backend.clone(), relaxed());
     let put = |value: &[u8]| run(backend.put(Space::Registry, "reads-registry", "preferred", value)).expect("room");
     let denied = bind(&engine, "reads-registry", "", Grants::default());

@@ -12,6 +12,7 @@ use super::takeover::{CLIENTS, Takeover};
 use crate::load::Answers;
 use crate::machine::Machine;
 use crate::plan::{COUNTERS, Load};
+use crate::report::markdown::targets;
 use crate::report::{Check, Spread, spread, thousands};
 
 /// Quipu's default, which the bench leaves alone.
@@ -193,11 +194,7 @@ fn sections(results: &Results, out: &mut String) -> std::fmt::Result {
     for note in &results.notes {
         writeln!(out, "> {note}\n")?;
     }
-    writeln!(out, "## Targets\n\n| | what | needed | median (lowest to highest) |\n|---|---|---|---|")?;
-    for check in &checks {
-        let verdict = if check.met { "met" } else { "**short**" };
-        writeln!(out, "| {verdict} | {} | {} | {} |", check.what, check.needed, check.found)?;
-    }
+    targets(&checks, out)?;
     ratios(results, out)?;
     rates(results, out)?;
     appends(results, out)?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Measurement, Results, thousands};
+use super::{Check, Measurement, Results, thousands};
 use crate::plan::{COUNTERS, Load};
 
 pub fn render(results: &Results) -> String {
@@ -20,17 +20,22 @@ fn sections(results: &Results, out: &mut String) -> std::fmt::Result {
     writeln!(out, "![ratios and rates](results.svg)\n")?;
     warnings(results, out)?;
 
-    writeln!(out, "## Targets\n\n| | what | needed | median (lowest to highest) |\n|---|---|---|---|")?;
-    for check in &checks {
-        let verdict = if check.met { "met" } else { "**short**" };
-        writeln!(out, "| {verdict} | {} | {} | {} |", check.what, check.needed, check.found)?;
-    }
+    targets(&checks, out)?;
     ratios(results, out)?;
     rates(results, out)?;
     journal(results, out)?;
     policy(results, out)?;
     profiles(results, out)?;
     conditions(results, out)
+}
+
+pub fn targets(checks: &[Check], out: &mut String) -> std::fmt::Result {
+    writeln!(out, "## Targets\n\n| | what | needed | median (lowest to highest) |\n|---|---|---|---|")?;
+    for check in checks {
+        let verdict = if check.met { "met" } else { "**short**" };
+        writeln!(out, "| {verdict} | {} | {} | {} |", check.what, check.needed, check.found)?;
+    }
+    Ok(())
 }
 
 fn warnings(results: &Results, out: &mut String) -> std::fmt::Result {

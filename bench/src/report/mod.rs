@@ -1,6 +1,6 @@
 //! From measurements to the report: medians of paired ratios, targets, and the three files.
 
-mod markdown;
+pub mod markdown;
 mod plot;
 
 use std::path::Path;

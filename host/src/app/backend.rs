@@ -6,8 +6,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 
-use crate::commit::Commits;
-use crate::counter::{Id, key_hash};
 use crate::peer::wire::message::ReadRequest;
 use crate::peer::{Owner, Questions};
 use crate::policy::imports::backend::{Error, Space};
@@ -15,15 +13,11 @@ use crate::policy::imports::mirror::Mirror;
 use crate::policy::{Backend, StoreBackend, limits};
 use crate::registry::Picture;
 use crate::registry::etcd::{self, Etcd, Quota};
-use crate::shard::partials::Resident;
-use crate::store::Store;
 
 pub struct ClusterBackend {
     pub etcd: Arc<Etcd>,
-    /// For `storage`.
+    /// For `storage`, and for partials of the shards that this node serves.
     pub values: StoreBackend,
-    pub commits: Arc<Commits>,
-    pub store: Arc<dyn Store>,
     pub questions: Questions,
     /// That lives as long as the node.
     pub runtime: Handle,
@@ -116,29 +110,18 @@ impl Backend for ClusterBackend {
     }
 
     async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error> {
-        let id = Id::new(counter).map_err(|_| Error::Unavailable)?;
-        let Some(table) = self.commits.tables.get(shard as usize) else { return Ok(None) };
-        if !self.commits.serves(shard) {
-            return self.ask(&id, shard).await;
+        match self.questions.owner(shard) {
+            Owner::Other(owner) => self.ask(&owner, counter, shard).await,
+            Owner::This => self.values.partial(counter, shard).await,
+            Owner::None => Err(Error::Unavailable),
         }
-        let resident = match table.partials.read().get(key_hash(counter), &id) {
-            Resident::Present(partial) => Some(Some(partial.clone())),
-            Resident::Missing => Some(None),
-            Resident::Unloaded => None,
-        };
-        let partial = match resident {
-            Some(partial) => partial,
-            None => self.store.load(shard, &id).await.map_err(|_| Error::Unavailable)?,
-        };
-        Ok(partial.filter(|partial| !partial.removed).map(|partial| partial.value))
     }
 }
 
 impl ClusterBackend {
-    async fn ask(&self, id: &Id, shard: u32) -> Result<Option<i64>, Error> {
-        let Owner::Other(owner) = self.questions.owner(shard) else { return Err(Error::Unavailable) };
-        let mut client = self.questions.client(&owner).ok_or(Error::Unavailable)?;
-        let request = ReadRequest { shards: vec![shard], counter: id.as_str().to_owned() };
+    async fn ask(&self, owner: &str, counter: &str, shard: u32) -> Result<Option<i64>, Error> {
+        let mut client = self.questions.client(owner).ok_or(Error::Unavailable)?;
+        let request = ReadRequest { shards: vec![shard], counter: counter.to_owned() };
         let reply = client.read_partials(request).await.map_err(|_| Error::Unavailable)?.into_inner();
         if reply.unserved.contains(&shard) {
             return Err(Error::Unavailable);

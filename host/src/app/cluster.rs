@@ -168,15 +168,11 @@ impl Membership {
         }
     }
 
-    /// What policies read and write.
-    pub fn backend(&self, commits: &Arc<Commits>, store: &Arc<dyn Store>) -> ClusterBackend {
-        // Partials are this backend's own affair.
-        let none = Box::new(|_: &str, _| Err(crate::policy::imports::Unavailable));
+    /// What policies read and write; `own` is what they read and write on this node.
+    pub fn backend(&self, own: policy::StoreBackend) -> ClusterBackend {
         ClusterBackend {
             etcd: self.etcd.clone(),
-            values: policy::StoreBackend::new(store.clone(), none),
-            commits: commits.clone(),
-            store: store.clone(),
+            values: own,
             questions: self.questions.clone(),
             runtime: tokio::runtime::Handle::current(),
         }

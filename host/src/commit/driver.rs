@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::answers::Collected;
+use super::takeover::take_over;
 use super::{Commits, Control, Settings, Table, WriterState, now_ms};
 use crate::limits;
 use crate::shard::entry::Entry;
 use crate::shard::partials::Resident;
 use crate::shard::writer::{Answers, Append, Effect, Event};
-use crate::shard::{Op, Outcome, Partials, Writer, takeover};
+use crate::shard::{Op, Outcome, Writer};
 use crate::store::{self, Appended, Store};
 
 /// Owns the writers; lives on the commit thread.
@@ -80,8 +81,9 @@ impl Driver {
         self.writers.clear();
         self.touched.clear();
         for shard in 0..self.commits.tables.len() as u32 {
-            let (writer, read) = self.take_over_shard(shard).await?;
             let table = &self.commits.tables[shard as usize];
+            let durable_seq = table.partials.read().applied();
+            let (writer, read) = take_over(&*self.store, self.settings, shard, durable_seq).await?;
             table.epoch.store(writer.epoch(), Ordering::Release);
             let mut partials = table.partials.write();
             partials.replace(*read);
@@ -91,30 +93,6 @@ impl Driver {
             self.writers.push(*writer);
         }
         Ok(())
-    }
-
-    async fn take_over_shard(&self, shard: u32) -> Result<(Box<Writer>, Box<Partials>), store::Error> {
-        let window_ms = u64::try_from(self.settings.key_window.as_millis()).unwrap_or(u64::MAX);
-        let durable_seq = self.commits.tables[shard as usize].partials.read().applied();
-        let (mut machine, mut effect) = takeover::Takeover::begin(shard, window_ms, durable_seq);
-        loop {
-            let event = match effect {
-                takeover::Effect::Raise => {
-                    let store::Raised { epoch, checkpoint_seq, marks } = self.store.raise(shard).await?;
-                    takeover::Event::Raised { epoch, checkpoint_seq, marks }
-                }
-                takeover::Effect::Read { after } => {
-                    takeover::Event::Read(self.store.read(shard, after, self.settings.replay_bytes).await?)
-                }
-                takeover::Effect::Serve(writer, read) => return Ok((writer, read)),
-                takeover::Effect::Damaged { expected_seq, found_seq } => {
-                    let what =
-                        format!("shard {shard}: the journal goes on at {found_seq} where {expected_seq} should be");
-                    return Err(store::Error::Damaged(what));
-                }
-            };
-            effect = machine.step(event);
-        }
     }
 
     /// Runs until [`Commits::stop`]; everything submitted before is answered then. An error: the data is damaged, or

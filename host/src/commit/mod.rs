@@ -11,8 +11,7 @@ pub mod checkpoint;
 pub mod driver;
 pub mod inbox;
 pub mod lanes;
-#[cfg(test)]
-mod lanes_tests;
+mod takeover;
 #[cfg(test)]
 mod tests;
 

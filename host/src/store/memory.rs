@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -108,6 +109,8 @@ struct State {
     broken: bool,
     /// Shards whose epoch was raised by opening, and not handed out yet.
     fresh: Vec<bool>,
+    /// How long an append takes.
+    append_delay: Duration,
 }
 
 #[derive(Debug)]
@@ -122,7 +125,8 @@ impl MemoryStore {
     pub fn open(mut disk: Disk) -> Self {
         disk.raise_all();
         let fresh = vec![true; disk.shards.len()];
-        Self(Mutex::new(State { disk, faults: VecDeque::new(), broken: false, fresh }))
+        let append_delay = Duration::ZERO;
+        Self(Mutex::new(State { disk, faults: VecDeque::new(), broken: false, fresh, append_delay }))
     }
 
     /// What is durable now.
@@ -133,6 +137,11 @@ impl MemoryStore {
     /// Faults of the next appends, one each, in the order of the calls.
     pub fn inject(&self, fault: Fault) {
         self.0.lock().faults.push_back(fault);
+    }
+
+    /// Every append takes so long from now on, as on a store behind a network.
+    pub fn delay_appends(&self, by: Duration) {
+        self.0.lock().append_delay = by;
     }
 
     /// The process dies: this store answers `Broken` from now on, and nothing durable is lost.
@@ -225,6 +234,10 @@ impl Store for MemoryStore {
     }
 
     async fn append(&self, group: &[Arc<Entry>]) -> Result<Vec<Appended>, Error> {
+        let delay = self.0.lock().append_delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         self.with(|state| state.append(group))
     }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::counter::Id;
+use crate::limits;
 use crate::shard::entry::{Entry, KeyRecord, Mark};
 use crate::shard::partials::Partial;
 
@@ -164,4 +165,14 @@ pub struct Listed {
 /// 0xFF, which UTF-8 never has, closes each).
 pub fn list_order(a: &str, b: &str) -> std::cmp::Ordering {
     a.bytes().chain([0xFF]).cmp(b.bytes().chain([0xFF]))
+}
+
+/// Refuses keys of small values that are longer than a store takes.
+fn checked_key(space: &str, key: &str) -> Result<(), Error> {
+    let (bytes, max) = (space.len() + key.len(), limits::VALUE_KEY_BYTES_MAX);
+    if bytes <= max {
+        Ok(())
+    } else {
+        Err(Error::NotApplied(format!("a key of {bytes} bytes; at most {max} are stored")))
+    }
 }

@@ -1,13 +1,14 @@
 //! What stands behind `registry` and `storage`: a trait, and its implementation over the store.
 //!
-//! Keys are scoped to the plugin here, so no key that a plugin names can reach another's. The cluster's registry (etcd)
-//! will be another implementation of the same trait.
+//! Keys are scoped to the plugin here, so no key that a plugin names can reach another's. A node of a cluster has another
+//! implementation, for which `registry` is etcd.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -128,7 +129,7 @@ impl Opened {
 }
 
 /// Reads a partial; the node supplies it.
-pub type Partials = Box<dyn Fn(&str, u32) -> Result<Option<i64>, Unavailable> + Send + Sync>;
+pub type Partials = Box<dyn Fn(&str, u32) -> BoxFuture<'static, Result<Option<i64>, Unavailable>> + Send + Sync>;
 
 /// The embedded backend: both spaces live in the store.
 pub struct StoreBackend {
@@ -258,7 +259,7 @@ impl Backend for StoreBackend {
     }
 
     async fn partial(&self, counter: &str, shard: u32) -> Result<Option<i64>, Error> {
-        (self.partials)(counter, shard).map_err(|Unavailable| Error::Unavailable)
+        (self.partials)(counter, shard).await.map_err(|Unavailable| Error::Unavailable)
     }
 
     fn mirrors(&self) -> bool {

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn reads_see_what_is_behind_and_writes_stay_here() {
-        let store = StoreBackend::new(Arc::new(MemoryStore::new(1)), Box::new(|_, _| Ok(Some(5))));
+        let store = StoreBackend::new(Arc::new(MemoryStore::new(1)), Box::new(|_, _| Box::pin(async { Ok(Some(5)) })));
         let behind: Arc<dyn Backend> = Arc::new(store);
         for key in ["a", "b", "d"] {
             now(behind.put(Space::Storage, "p", key, b"old")).expect("there is room");

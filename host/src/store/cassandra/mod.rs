@@ -34,7 +34,7 @@ use self::cql::Cql;
 use self::owned::Owned;
 pub use self::schema::{Initialised, init};
 use self::statements::Statements;
-use super::{Appended, Checkpoint, Error, Listed, Raised, Store};
+use super::{Appended, Checkpoint, Error, Listed, Raised, Store, checked_key};
 use crate::counter::Id;
 use crate::limits;
 use crate::shard::Entry;
@@ -129,15 +129,6 @@ impl CassandraStore {
     #[cfg(test)]
     fn reached(&self, step: Step) -> Result<(), Error> {
         self.faults.reached(step)
-    }
-}
-
-fn checked_key(space: &str, key: &str) -> Result<(), Error> {
-    let (bytes, max) = (space.len() + key.len(), limits::VALUE_KEY_BYTES_MAX);
-    if bytes <= max {
-        Ok(())
-    } else {
-        Err(Error::NotApplied(format!("a key of {bytes} bytes; at most {max} are stored")))
     }
 }
 

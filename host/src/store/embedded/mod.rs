@@ -23,7 +23,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use self::directory::Directory;
 use self::journal::Journal;
 use self::lsm::{Covered, Lsm};
-use super::{Appended, Checkpoint, Error, Listed, Raised, Store};
+use super::{Appended, Checkpoint, Error, Listed, Raised, Store, checked_key};
 use crate::counter::Id;
 use crate::limits;
 use crate::shard::Entry;
@@ -181,15 +181,6 @@ fn not_opened(directory: &Directory, why: &fjall::Error) -> Error {
             Error::Refused(format!("the records in {dir} are in use by another process: stop that one"))
         }
         why => Error::Damaged(format!("the records in {dir}: {why}")),
-    }
-}
-
-fn checked_key(space: &str, key: &str) -> Result<(), Error> {
-    let (bytes, max) = (space.len() + key.len(), limits::VALUE_KEY_BYTES_MAX);
-    if bytes <= max {
-        Ok(())
-    } else {
-        Err(Error::NotApplied(format!("a key of {bytes} bytes; at most {max} are stored")))
     }
 }
 

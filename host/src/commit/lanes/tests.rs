@@ -1,8 +1,10 @@
 //! Several nodes on one memory store: shards that move, and the faults of a store behind a network.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::tests::{Node, SHARDS, add, applied, counter, keyed, shard};
+use crate::commit::tests::{Node, SHARDS, add, applied, counter, keyed, shard};
 use crate::counter::key_hash;
 use crate::shard::Outcome;
 use crate::store::memory::{Fault, MemoryStore};
@@ -107,4 +109,33 @@ fn a_stop_writes_what_waits_and_ends() {
     let node = owner(&store);
     assert_eq!(node.add("c150", 1), applied(151));
     assert_eq!(node.commits.queued(), 0);
+}
+
+#[test]
+fn what_is_asked_of_a_busy_lane_is_answered() {
+    let store = store();
+    let node = owner(&store);
+    assert_eq!(node.ask(vec![keyed("a", 3, "k", 0)]), [applied(3)]);
+    store.delay_appends(Duration::from_millis(2));
+    let load = async {
+        loop {
+            node.commits.submit(std::iter::once(add("a", 1, 0))).expect("there is room");
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    };
+    let asked = async {
+        let key = node.commits.recent_key(shard("a"), key_hash("a"), counter("a"), "k").await;
+        node.commits.checkpoint_due.notify_one();
+        while node.commits.stats.checkpoints.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        key
+    };
+    let found = node.wait(async {
+        tokio::select! {
+            found = asked => found,
+            () = load => unreachable!("it never ends"),
+        }
+    });
+    assert_eq!(found.expect("it is served").map(|record| record.value), Some(3));
 }

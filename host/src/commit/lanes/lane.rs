@@ -1,0 +1,371 @@
+//! One shard that this node serves: its writer, what waits for it, and the loop that journals it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::sync::{Notify, oneshot};
+use tracing::{error, info, warn};
+
+use super::{RETRY, Shared};
+use crate::commit::{Control, WriterState, now_ms};
+use crate::limits;
+use crate::shard::entry::Entry;
+use crate::shard::writer::{Answers, Append, Effect, Event};
+use crate::shard::{Op, Partials, Writer};
+use crate::store::{self, Appended};
+
+/// One shard that this node serves.
+pub struct Lane {
+    pub(super) shared: Rc<Shared>,
+    pub(super) shard: u32,
+    writer: RefCell<Writer>,
+    incoming: RefCell<Vec<Op>>,
+    /// Operations taken from the queue and not answered yet.
+    taken: Cell<usize>,
+    controls: RefCell<Vec<Control>>,
+    /// Exact reads that wait to know that the shard is ours.
+    confirms: RefCell<Vec<oneshot::Sender<bool>>>,
+    wake: Notify,
+    /// Takes nothing more.
+    closing: Cell<bool>,
+    /// Answered when the lane has ended.
+    ended: RefCell<Vec<oneshot::Sender<()>>>,
+}
+
+/// Why a lane ends.
+pub enum End {
+    /// Another node has the shard.
+    Lost,
+    /// What the store holds is not what was written.
+    Damaged(store::Error),
+    HandedOver,
+}
+
+impl Lane {
+    pub fn new(shared: Rc<Shared>, shard: u32, writer: Writer) -> Self {
+        Self {
+            shared,
+            shard,
+            writer: RefCell::new(writer),
+            incoming: RefCell::default(),
+            taken: Cell::new(0),
+            controls: RefCell::default(),
+            confirms: RefCell::default(),
+            wake: Notify::new(),
+            closing: Cell::new(false),
+            ended: RefCell::default(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.incoming.borrow().is_empty()
+            && self.controls.borrow().is_empty()
+            && self.confirms.borrow().is_empty()
+            && self.writer.borrow().queued() == 0
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.writer.borrow().epoch()
+    }
+
+    /// Takes an operation in, or gives it back when the lane takes nothing more.
+    pub fn take(&self, op: Op) -> Option<Op> {
+        if self.closing.get() {
+            return Some(op);
+        }
+        self.taken.set(self.taken.get() + 1);
+        self.incoming.borrow_mut().push(op);
+        self.wake.notify_one();
+        None
+    }
+
+    /// Answered between two groups, when everything that was taken before is settled.
+    pub fn control(&self, control: Control) {
+        self.controls.borrow_mut().push(control);
+        self.wake.notify_one();
+    }
+
+    /// Tells whether the shard is ours at a moment after this.
+    pub fn confirm(&self, answer: oneshot::Sender<bool>) {
+        self.confirms.borrow_mut().push(answer);
+        self.wake.notify_one();
+    }
+
+    pub fn tell_end(&self, answer: oneshot::Sender<()>) {
+        self.ended.borrow_mut().push(answer);
+    }
+
+    pub fn close(&self) {
+        self.closing.set(true);
+        self.wake.notify_one();
+    }
+
+    /// Their places in the queue are free again.
+    fn answered(&self, count: usize) {
+        let commits = &self.shared.commits;
+        self.taken.set(self.taken.get().saturating_sub(count));
+        let freed = u32::try_from(count).unwrap_or(u32::MAX);
+        commits.tables[self.shard as usize].queued.fetch_sub(freed, Ordering::Relaxed);
+        commits.queued.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Serves until the shard is handed over or lost.
+    pub async fn drive(&self) -> End {
+        let mut due = Vec::new();
+        loop {
+            if self.is_idle() {
+                if self.closing.get() {
+                    return End::HandedOver;
+                }
+                self.wake.notified().await;
+                continue;
+            }
+            // Taken together with all that was submitted before them; what comes later does not hold them up.
+            due.append(&mut self.controls.borrow_mut());
+            if let Err(end) = self.group().await {
+                return end;
+            }
+            self.tidy();
+            if self.writer.borrow().queued() == 0 {
+                due.drain(..).for_each(|control| self.answer_control(control));
+            }
+        }
+    }
+
+    /// Journals what waits, as one entry, and answers who asked whether the shard is ours.
+    async fn group(&self) -> Result<(), End> {
+        self.enqueue();
+        let mut confirms = std::mem::take(&mut *self.confirms.borrow_mut());
+        if self.writer.borrow().queued() > 0 {
+            self.prepare().await?;
+            let place = self.shared.appends.acquire().await.expect("the places are never closed");
+            self.enqueue();
+            self.prepare().await?;
+            // Begun before this append, so that its success answers them.
+            confirms.append(&mut self.confirms.borrow_mut());
+            let appended = self.commit().await?;
+            drop(place);
+            if appended {
+                tell_all(confirms, true);
+                return Ok(());
+            }
+        }
+        if !confirms.is_empty() {
+            self.answer_confirms(confirms).await?;
+        }
+        Ok(())
+    }
+
+    fn enqueue(&self) {
+        let incoming = std::mem::take(&mut *self.incoming.borrow_mut());
+        let mut writer = self.writer.borrow_mut();
+        for op in incoming {
+            // A writer answers at once only when it is stopped, and its lane has ended then.
+            if let Some(Effect::Answer(answers)) = writer.submit(op) {
+                self.answer(answers);
+            }
+        }
+    }
+
+    pub(super) fn step(&self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let partials = self.shared.commits.tables[self.shard as usize].partials.read();
+        self.writer.borrow_mut().step(&partials, event, &mut effects);
+        effects
+    }
+
+    async fn prepare(&self) -> Result<(), End> {
+        let effects = self.step(Event::Prepare);
+        self.fetch(effects).await
+    }
+
+    /// Closes the next entry and sees it through. Whether an append that began here was applied.
+    async fn commit(&self) -> Result<bool, End> {
+        let mut effects = self.step(Event::Seal { entry_id: rand::random() });
+        let (mut appended, mut wait) = (false, RETRY.0);
+        let mut needs = Vec::new();
+        loop {
+            let mut result = None;
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Load { .. } | Effect::LookUp { .. } => needs.push(effect),
+                    Effect::Append(entry) => result = Some(self.append(entry).await),
+                    Effect::Confirm => result = Some(self.confirm_epoch().await),
+                    Effect::Apply(entry, slots) => {
+                        self.apply(&entry, &slots);
+                        appended = true;
+                    }
+                    Effect::Answer(answers) => self.answer(answers),
+                }
+            }
+            self.shared.answers.borrow_mut().deliver(&self.shared.commits);
+            let Some(result) = result else { break };
+            if result == Append::Unknown || result == Append::NotWritten {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY.1);
+            }
+            // The node ends while a write has no answer: nobody can wait for it any longer.
+            let result = if result == Append::Unknown && self.shared.commits.stopped() {
+                Append::Lost { applied: None }
+            } else {
+                result
+            };
+            effects = self.step(Event::Appended(result));
+            if let Append::Lost { .. } = result {
+                self.settle_lost(effects);
+                return Err(End::Lost);
+            }
+        }
+        self.fetch(needs).await?;
+        Ok(appended)
+    }
+
+    async fn append(&self, entry: Arc<Entry>) -> Append {
+        let begun = Instant::now();
+        let stats = &self.shared.commits.stats;
+        let result = self.shared.store.append(std::slice::from_ref(&entry)).await;
+        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        stats.append_nanos.fetch_add(nanos, Ordering::Relaxed);
+        stats.groups.fetch_add(1, Ordering::Relaxed);
+        stats.entries.fetch_add(1, Ordering::Relaxed);
+        match result {
+            Ok(results) => match results.first() {
+                Some(Appended::Applied) => Append::Applied,
+                Some(&Appended::Fenced { applied }) => Append::Lost { applied },
+                Some(Appended::Unknown) | None => Append::Unknown,
+            },
+            Err(store::Error::NotApplied(why)) => {
+                warn!("shard {}: an entry was not written: {why}", entry.shard);
+                Append::NotWritten
+            }
+            Err(why) => {
+                warn!("shard {}: the outcome of an entry is not known: {why}", entry.shard);
+                Append::Unknown
+            }
+        }
+    }
+
+    async fn confirm_epoch(&self) -> Append {
+        let epoch = self.writer.borrow().epoch();
+        match self.shared.store.confirm(self.shard, epoch).await {
+            Ok(true) => Append::Applied,
+            Ok(false) => Append::Lost { applied: Some(false) },
+            Err(_) => Append::Unknown,
+        }
+    }
+
+    /// Answers exact reads. When the store does not answer, they are told nothing, and ask again.
+    async fn answer_confirms(&self, confirms: Vec<oneshot::Sender<bool>>) -> Result<(), End> {
+        let result = self.confirm_epoch().await;
+        if result != Append::Unknown {
+            tell_all(confirms, result == Append::Applied);
+        }
+        match result {
+            Append::Lost { .. } => {
+                let effects = self.step(Event::Appended(result));
+                self.settle_lost(effects);
+                Err(End::Lost)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn settle_lost(&self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Apply(entry, slots) => self.apply(&entry, &slots),
+                Effect::Answer(answers) => self.answer(answers),
+                _ => {}
+            }
+        }
+    }
+
+    fn apply(&self, entry: &Entry, slots: &[u32]) {
+        let table = &self.shared.commits.tables[self.shard as usize];
+        table.partials.write().apply_at(entry, slots);
+        self.shared.durable.borrow_mut()[self.shard as usize] = entry.seq;
+        if table.changed.receiver_count() > 0 {
+            table.changed.send_replace(());
+        }
+    }
+
+    fn answer(&self, answers: Answers) {
+        self.shared.commits.stats.operations.fetch_add(answers.len() as u64, Ordering::Relaxed);
+        self.answered(answers.len());
+        self.shared.answers.borrow_mut().take(&self.shared.commits, self.shard, answers);
+    }
+
+    /// After a group: memory stays bounded, and a long journal is noticed.
+    fn tidy(&self) {
+        self.shared.settings.evict(&self.shared.commits, &self.shared.commits.tables[self.shard as usize]);
+        if self.shared.store.journal_bytes() > limits::CLUSTER_JOURNAL_BYTES_MAX {
+            self.shared.commits.checkpoint_due.notify_one();
+        }
+    }
+
+    fn answer_control(&self, control: Control) {
+        let table = &self.shared.commits.tables[self.shard as usize];
+        match control {
+            Control::Snapshot { answer, .. } => {
+                let lifetime_ms = u64::try_from(limits::MARK_LIFETIME.as_millis()).unwrap_or(u64::MAX);
+                self.step(Event::ExpireMarks { horizon_ms: now_ms().saturating_sub(lifetime_ms) });
+                let _ = answer.send(WriterState::of(&self.writer.borrow(), table));
+            }
+            Control::Checkpointed { epoch, seq, answer, .. } => {
+                if self.epoch() == epoch {
+                    table.partials.write().checkpointed(seq);
+                    self.shared.settings.evict(&self.shared.commits, table);
+                    self.step(Event::Checkpointed { seq });
+                }
+                let _ = answer.send(());
+            }
+            Control::RecentKey { hash, counter, key, answer, .. } => {
+                let _ = answer.send(self.writer.borrow().recent_key(hash, &counter, &key).cloned());
+            }
+            // The others are not a lane's.
+            Control::StoreBroken(_)
+            | Control::TakeOver { .. }
+            | Control::HandOver { .. }
+            | Control::Confirm { .. }
+            | Control::Wake => {}
+        }
+    }
+
+    /// The lane has ended: nothing of the shard is readable here any more, and nobody waits for it.
+    pub fn retire(&self, end: End) {
+        let shard = self.shard;
+        let table = &self.shared.commits.tables[shard as usize];
+        table.epoch.store(0, Ordering::Release);
+        // What the writer has not answered was never sent to the store.
+        let effects = self.step(Event::Appended(Append::Lost { applied: Some(false) }));
+        self.settle_lost(effects);
+        self.enqueue();
+        self.shared.answers.borrow_mut().deliver(&self.shared.commits);
+        table.partials.write().replace(Partials::default());
+        table.changed.send_replace(());
+        match end {
+            End::HandedOver => info!("shard {shard} is handed over"),
+            End::Lost => {
+                warn!("shard {shard} was taken over by another node");
+                self.shared.commits.lost.put(&mut vec![shard]);
+            }
+            End::Damaged(why) => {
+                error!("shard {shard} is served no more: {why}");
+                self.shared.commits.lost.put(&mut vec![shard]);
+            }
+        }
+        // An entry whose outcome nobody knows leaves peers without an answer; they send it again.
+        self.answered(self.taken.get());
+        tell_all(self.ended.take(), ());
+    }
+}
+
+/// Whoever went away is not told.
+fn tell_all<T: Copy>(waiting: Vec<oneshot::Sender<T>>, news: T) {
+    for answer in waiting {
+        let _ = answer.send(news);
+    }
+}
