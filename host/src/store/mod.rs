@@ -1,7 +1,7 @@
 //! The store: journal, checkpoints, idempotency records and small values. The docs here are the durability contract,
 //! and `conformance` holds every implementation to it.
 //!
-//! Whoever drives a store calls [`Store::append`] from one place; everything else may run beside it. An implementation
+//! Whoever drives a store has at most one [`Store::append`] of a shard under way; everything else may run beside it. An implementation
 //! may block its thread inside these futures when the work is a local disk's: the driver has a thread of its own, and
 //! long work (checkpoints, lists, expiry) belongs on one that may block.
 //!
