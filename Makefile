@@ -6,7 +6,7 @@ DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 MINUTES ?= 10
 
-KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server containers lib.sh control-plane.sh)
+KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server controllers containers lib.sh control-plane.sh)
 
 .PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers bench bench-cluster lint ci clean
 
@@ -69,7 +69,7 @@ torture: build setup ## Faults of nodes and services in any order under load, fo
 	QUIPU_TEST_OWN_PORTS=24860 QUIPU_TORTURE_MINUTES=$(MINUTES) \
 		$(CARGO) test --release --locked --workspace --test cluster_torture -- --ignored --nocapture
 
-test-kubernetes: ## Check the manifests; QUIPU_KUBERNETES=1 builds a real API server for it first
+test-kubernetes: ## Check the manifests; QUIPU_KUBERNETES=1 builds a real control plane for it first
 	kubernetes/tests/run
 
 test-containers: ## Run the image of the built program as a cluster of three containers, and disturb it

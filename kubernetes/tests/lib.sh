@@ -12,7 +12,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 schemas_version=1.37.0    # of kubernetes-validate: the schemas of all supported versions
 kustomize_version=5.8.1   # when neither kubectl nor kustomize is installed
-readonly root schemas_version kustomize_version
+kwok_version=0.8.0        # the simulated nodes
+readonly root schemas_version kustomize_version kwok_version
 
 say() { echo "kubernetes: $*" >&2; }
 die() { say "$*"; exit 1; }
