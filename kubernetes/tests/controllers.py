@@ -209,25 +209,14 @@ def grow(admin, usage):
     return "3 pods at 40 % of CPU, 6 at 100 % and no more, one on each node"
 
 
-def shrink(admin, usage, meanwhile):
-    """Of the manifest only the five quiet minutes are left out; that pods go one a minute is not."""
+def shrink(admin, usage):
+    """Of the manifest only the five quiet minutes are left out. Without them the limit of one pod a minute does not show: the
+    autoscaler counts the pods that it added within that minute."""
     admin.patch(SCALER, {"spec": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}})
     usage.share = 0.05
-    begun = time.monotonic()
-    took = {}
-
-    def fewer():
-        took.setdefault(admin.get(SET)["spec"]["replicas"], time.monotonic() - begun)
-        return rolled_out(admin, 3)
-
-    wait("the first pod less", lambda: fewer() or 5 in took)
-    said = meanwhile()
-    wait("3 shard pods left", fewer, patience=4 * PATIENCE)
-    assert sorted(took) == [3, 4, 5, 6], f"numbers of pods on the way down: {sorted(took)}"
-    # The autoscaler's minute is of whole rounds.
-    assert took[3] - took[4] > 55, f"two pods went within {took[3] - took[4]:.0f} s"
+    wait("3 shard pods left", lambda: rolled_out(admin, 3), patience=3 * PATIENCE)
     assert [pod["metadata"]["name"] for pod in admin.shards()] == ["quipu-0", "quipu-1", "quipu-2"]
-    return f"{said}\n3 pods again at 5 % of CPU, one a minute less (the wait of five minutes before left out)"
+    return "3 pods again at 5 % of CPU (the wait of five minutes before left out)"
 
 
 def requests_of_a_pod(name):
@@ -298,8 +287,7 @@ def main():
     admin = Api((state / "tokens").read_text().split(",")[0])
     pods = lambda namespace, selector: admin.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")["items"]
     usage = Usage(state / "usage.crt", state / "usage.key", pods)
-    steps = [make_nodes, roll_out, evict, drain, lambda admin: grow(admin, usage)]
-    steps.append(lambda admin: shrink(admin, usage, lambda: access(admin)))
+    steps = [make_nodes, roll_out, evict, drain, access, lambda admin: grow(admin, usage), lambda admin: shrink(admin, usage)]
     for step in steps:
         begun = time.monotonic()
         try:
