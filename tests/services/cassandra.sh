@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # One or three Cassandra nodes: where the program comes from, how a node is configured and started, when it is ready.
-# Sourced by `up`. Node N listens on 127.0.0.N; its state is in cassandra/nodeN.
+# Sourced by `up`. Node N listens on .N of the network; its state is in cassandra/nodeN.
 # shellcheck disable=SC2154 # the ports are set in lib.sh
 
 # Prints the java to use. Cassandra 5.0 runs on 11 and 17 only.
@@ -47,7 +47,7 @@ POM
 # killed. The other two sync first, which a test that kills Cassandra needs.
 write_yaml() {
   local i=$1 dir=$2 seeds='' n tokens=(-9223372036854775808 -3074457345618258603 3074457345618258602)
-  for ((n = 1; n <= cassandra_nodes; n++)); do seeds+=${seeds:+,}127.0.0.$n:$storage_port; done
+  for ((n = 1; n <= cassandra_nodes; n++)); do seeds+=${seeds:+,}$QUIPU_SERVICES_NETWORK.$n:$storage_port; done
   cat <<YAML
 cluster_name: quipu
 num_tokens: 1
@@ -58,9 +58,9 @@ endpoint_snitch: GossipingPropertyFileSnitch
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
     parameters: [{seeds: "$seeds"}]
-listen_address: 127.0.0.$i
-rpc_address: 127.0.0.$i
-broadcast_rpc_address: ${QUIPU_CASSANDRA_ADDRESS:-127.0.0.$i}
+listen_address: $QUIPU_SERVICES_NETWORK.$i
+rpc_address: $QUIPU_SERVICES_NETWORK.$i
+broadcast_rpc_address: ${QUIPU_CASSANDRA_ADDRESS:-$QUIPU_SERVICES_NETWORK.$i}
 storage_port: $storage_port
 native_transport_port: $cql_port
 data_file_directories: ["$dir/data"]
@@ -115,7 +115,7 @@ node_start() {
   local i=$1 java=$2 jars=$3 dir
   dir=$(node_dir "$i")
   ! pid_of "$dir" >/dev/null || return 0
-  require_free "127.0.0.$i" "$cql_port" "$storage_port"
+  require_free "$QUIPU_SERVICES_NETWORK.$i" "$cql_port" "$storage_port"
   require_free 127.0.0.1 "$((jmx_port + i - 1))"
   mkdir -p "$dir/conf" "$dir/tmp"
   write_yaml "$i" "$dir" >"$dir/conf/cassandra.yaml"
@@ -143,14 +143,14 @@ known_peers() {
 
 # sees I N: the last that node I logged about node N is that it is up.
 sees() {
-  grep "127\.0\.0\.$2:$storage_port is now" "$(node_dir "$1")/log" | tail -n 1 | grep -q UP
+  grep -F "$QUIPU_SERVICES_NETWORK.$2:$storage_port is now" "$(node_dir "$1")/log" | tail -n 1 | grep -q UP
 }
 
 # node_ready I: it has started, tells drivers of all others, and it and every other running node see each other.
 node_ready() {
   local i=$1 n
   grep -q "Startup complete" "$(node_dir "$i")/log" || return 1
-  [ "$(known_peers "127.0.0.$i")" = $((cassandra_nodes - 1)) ] || return 1
+  [ "$(known_peers "$QUIPU_SERVICES_NETWORK.$i")" = $((cassandra_nodes - 1)) ] || return 1
   for ((n = 1; n <= cassandra_nodes; n++)); do
     if [ "$n" != "$i" ] && pid_of "$(node_dir "$n")" >/dev/null; then
       sees "$i" "$n" && sees "$n" "$i" || return 1
@@ -179,6 +179,6 @@ cassandra_up() {
   for ((i = first; i <= last; i++)); do node_start "$i" "$java" "$jars"; done
   for ((i = first; i <= last; i++)); do
     wait_ready "Cassandra node $i" "$(node_dir "$i")" node_ready "$i"
-    say "Cassandra $QUIPU_CASSANDRA_VERSION node $i answers on 127.0.0.$i:$cql_port"
+    say "Cassandra $QUIPU_CASSANDRA_VERSION node $i answers on $QUIPU_SERVICES_NETWORK.$i:$cql_port"
   done
 }

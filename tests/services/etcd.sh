@@ -32,12 +32,12 @@ etcd_program() {
 etcd_start() {
   local dir=$QUIPU_SERVICES_DIR/etcd program name without=()
   ! pid_of "$dir" >/dev/null || return 0
-  require_free 127.0.0.1 "$etcd_port" "$etcd_peer_port"
+  require_free "$QUIPU_SERVICES_NETWORK.1" "$etcd_port" "$etcd_peer_port"
   program=$(etcd_program)
   while IFS= read -r name; do without+=(-u "$name"); done < <(compgen -e ETCD_)
   mkdir -p "$dir"
   echo "$program" >"$dir/program"
-  local client=http://127.0.0.1:$etcd_port peer=http://127.0.0.1:$etcd_peer_port
+  local client=http://$QUIPU_SERVICES_NETWORK.1:$etcd_port peer=http://$QUIPU_SERVICES_NETWORK.1:$etcd_peer_port
   setsid env "${without[@]}" "$program" --name quipu --data-dir "$dir/data" --logger zap --log-level warn \
     --listen-client-urls "$client" --advertise-client-urls "$client" \
     --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" --initial-cluster "quipu=$peer" \
@@ -47,11 +47,11 @@ etcd_start() {
 
 etcd_healthy() {
   # shellcheck disable=SC2016
-  timeout 3 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$1" && printf "GET /health HTTP/1.0\r\n\r\n" >&3 &&
-    grep -q "\"health\":\"true\"" <&3' _ "$etcd_port" 2>/dev/null
+  timeout 3 bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET /health HTTP/1.0\r\n\r\n" >&3 &&
+    grep -q "\"health\":\"true\"" <&3' _ "$QUIPU_SERVICES_NETWORK.1" "$etcd_port" 2>/dev/null
 }
 
 etcd_wait() {
   wait_ready etcd "$QUIPU_SERVICES_DIR/etcd" etcd_healthy
-  say "etcd answers on 127.0.0.1:$etcd_port"
+  say "etcd answers on $QUIPU_SERVICES_NETWORK.1:$etcd_port"
 }

@@ -5,10 +5,11 @@
 : "${QUIPU_CACHE_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/quipu-tools}"  # what was downloaded, by version; safe to delete
 : "${QUIPU_SERVICES_PORTS:=}"                 # the first of 8 ports in a row; empty: the services' usual ports
 : "${QUIPU_SERVICES_DIR:=${TMPDIR:-/tmp}/quipu-services-$(id -u)${QUIPU_SERVICES_PORTS:+-$QUIPU_SERVICES_PORTS}}"
+: "${QUIPU_SERVICES_NETWORK:=127.0.0}"         # etcd listens on .1 of it, Cassandra node N on .N
 : "${QUIPU_SERVICES_WAIT_SECONDS:=180}"       # for each process to become ready
 : "${QUIPU_ETCD_BIN:=}"                       # an etcd to use instead of the one on PATH or the downloaded one
 : "${QUIPU_CASSANDRA_VERSION:=5.0.9}"         # of org.apache.cassandra:cassandra-all
-: "${QUIPU_CASSANDRA_ADDRESS:=}"              # where one node tells its clients that it is, when that is not 127.0.0.1
+: "${QUIPU_CASSANDRA_ADDRESS:=}"              # where one node tells its clients that it is, when that is not its own
 : "${QUIPU_CASSANDRA_HEAP:=512M}"             # per node; a node takes about twice that
 
 if [ -n "$QUIPU_SERVICES_PORTS" ]; then

@@ -57,14 +57,22 @@ impl Cluster {
 
     /// How its nodes are started.
     pub fn launch(&self, node: &str) -> Launch {
-        Launch::new()
+        let cassandra_nodes = self.services.cassandra_nodes();
+        let launch = match self.services.network() {
+            Some(network) => Launch::new()
+                .wrapped(network.wrapper(node))
+                .listen(format!("{}:0", network.address(node)))
+                .flag("--peer-listen", format!("{}:0", network.address(node)))
+                .admin_token("of-the-tests"),
+            None => Launch::new().flag("--peer-listen", "127.0.0.1:0"),
+        };
+        launch
             .flag("--node-id", node)
             .flag("--etcd", &self.services.etcd)
             .flag("--cassandra", &self.services.cassandra)
             .flag("--cluster", &self.name)
             .flag("--create-schema", "on")
-            .flag("--replication", "1")
-            .flag("--peer-listen", "127.0.0.1:0")
+            .flag("--replication", cassandra_nodes.to_string())
             .flag("--lease-ttl-ms", LEASE.as_millis().to_string())
     }
 

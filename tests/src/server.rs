@@ -43,6 +43,7 @@ pub struct Launch {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     listen: String,
+    admin_token: Option<String>,
     data: PathBuf,
     /// Dropped with the last launch of this data, unless the directory is the caller's own.
     scratch: Arc<TempDir>,
@@ -60,7 +61,7 @@ impl Launch {
         let scratch = tempfile::Builder::new().prefix("quipu-test-").tempdir().expect("a temporary directory");
         let data = scratch.path().join("data");
         let (listen, scratch) = ("127.0.0.1:0".into(), Arc::new(scratch));
-        Self { wrapper: Vec::new(), args: Vec::new(), env: Vec::new(), listen, data, scratch }
+        Self { wrapper: Vec::new(), args: Vec::new(), env: Vec::new(), listen, admin_token: None, data, scratch }
     }
 
     pub fn flag(mut self, name: &str, value: impl AsRef<str>) -> Self {
@@ -74,14 +75,20 @@ impl Launch {
     }
 
     /// Runs the server by another program, which must `exec` what follows its own arguments.
-    pub fn wrapped<const N: usize>(mut self, program: [&str; N]) -> Self {
-        self.wrapper = program.map(OsString::from).to_vec();
+    pub fn wrapped<const N: usize>(mut self, program: [impl Into<OsString>; N]) -> Self {
+        self.wrapper = program.map(Into::into).to_vec();
         self
     }
 
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = address.into();
         self
+    }
+
+    /// Sets the token without which only clients on the node's own host are administrators; [`Server::call`] sends it.
+    pub fn admin_token(mut self, token: &str) -> Self {
+        self.admin_token = Some(token.into());
+        self.flag("--admin-token", token)
     }
 
     /// Where it listens; panics unless that is an address with a port.
@@ -322,7 +329,10 @@ impl Server {
     }
 
     pub fn call(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let answer = self.client().call(method, target, headers, body);
+        let bearer = self.launch.admin_token.as_ref().map(|token| format!("Bearer {token}"));
+        let authorization = bearer.as_deref().map(|bearer| ("authorization", bearer));
+        let headers: Vec<_> = headers.iter().copied().chain(authorization).collect();
+        let answer = self.client().call(method, target, &headers, body);
         answer.unwrap_or_else(|why| panic!("{method} {target}: {why}"))
     }
 

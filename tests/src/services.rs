@@ -11,17 +11,20 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::network::{Beyond, Network};
 use crate::until;
 
 /// The first of eight ports of services that a test has for itself.
 const OWN_PORTS: u16 = 24_860;
+/// Of these, the one of Cassandra's clients.
+const CQL_PORT: u16 = 2;
 /// A statement that changes the schema takes seconds on a busy machine.
 const CQL_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Services {
     /// URL of etcd.
     pub etcd: String,
-    /// HOST:PORT of Cassandra.
+    /// HOST:PORT of each Cassandra node, with commas between them.
     pub cassandra: String,
     own: Option<Own>,
 }
@@ -30,13 +33,16 @@ pub struct Services {
 struct Own {
     state: TempDir,
     ports: u16,
+    /// The last to be dropped, since the others end inside it.
+    network: Option<Network>,
 }
 
-/// One of the two, to be harmed.
+/// One process of them, to be harmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     Etcd,
-    Cassandra,
+    /// Node 1, 2 or 3.
+    Cassandra(usize),
 }
 
 impl Services {
@@ -56,6 +62,20 @@ impl Services {
     /// Services of one's own where the shared ones run, or where `QUIPU_TEST_OWN_PORTS` says where they may be started; else
     /// None, said in plain sight.
     pub fn own() -> Option<Self> {
+        Self::start_own(1, None)
+    }
+
+    /// As [`Services::own`], with three Cassandra nodes.
+    pub fn replicated() -> Option<Self> {
+        Self::start_own(3, None)
+    }
+
+    /// As [`Services::replicated`], in a network whose links can be cut.
+    pub fn replicated_in(network: Network) -> Option<Self> {
+        Self::start_own(3, Some(network))
+    }
+
+    fn start_own(cassandra_nodes: u16, network: Option<Network>) -> Option<Self> {
         let ports = match std::env::var("QUIPU_TEST_OWN_PORTS") {
             Ok(text) => text.parse().expect("QUIPU_TEST_OWN_PORTS is a port number"),
             Err(_) => {
@@ -64,14 +84,43 @@ impl Services {
             }
         };
         let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
-        let own = Own { state, ports };
+        let own = Own { state, ports, network };
         // Cassandra will be killed, so that it must not answer before its commit log is synced.
-        if let Err(why) = own.run("up", &["--etcd", "--cassandra", "--durable", "group"]) {
+        if let Err(why) =
+            own.run("up", &["--etcd", "--cassandra-nodes", &cassandra_nodes.to_string(), "--durable", "group"])
+        {
             println!("skipped: {}: etcd and Cassandra did not start: {why}", test_name());
             return None;
         }
-        let (etcd, cassandra) = (format!("http://127.0.0.1:{ports}"), format!("127.0.0.1:{}", ports + 2));
+        let prefix = own.prefix();
+        let etcd = format!("http://{prefix}.1:{ports}");
+        let cassandra: Vec<_> = (1..=cassandra_nodes).map(|n| format!("{prefix}.{n}:{}", ports + CQL_PORT)).collect();
+        let cassandra = cassandra.join(",");
         Some(Self { etcd, cassandra, own: Some(own) })
+    }
+
+    /// HOST:PORT of one Cassandra node, from 1.
+    fn cassandra_node(&self, n: usize) -> &str {
+        self.cassandra.split(',').nth(n - 1).unwrap_or_else(|| panic!("there is no Cassandra node {n}"))
+    }
+
+    pub fn cassandra_nodes(&self) -> usize {
+        self.cassandra.split(',').count()
+    }
+
+    /// Where the nodes of a cluster are that can be cut off.
+    pub fn network(&self) -> Option<&Network> {
+        self.own.as_ref()?.network.as_ref()
+    }
+
+    /// What to cut a node off from, to be without etcd.
+    pub fn beyond_etcd(&self) -> Beyond {
+        Beyond::Etcd(self.own.as_ref().expect("only a test's own services are cut off").ports)
+    }
+
+    /// What to cut a node off from, to be without Cassandra.
+    pub fn beyond_cassandra(&self) -> Beyond {
+        Beyond::Cassandra(self.own.as_ref().expect("only a test's own services are cut off").ports + CQL_PORT)
     }
 
     fn process(&self, service: Service) -> Pid {
@@ -98,7 +147,7 @@ impl Services {
         // Its threads may outlive the process's first one for a moment, and with them the port.
         let address = match service {
             Service::Etcd => self.etcd.trim_start_matches("http://"),
-            Service::Cassandra => &self.cassandra,
+            Service::Cassandra(n) => self.cassandra_node(n),
         };
         until("nobody listens in a killed service's place", || TcpStream::connect(address).is_err());
     }
@@ -108,22 +157,27 @@ impl Services {
         let own = self.own.as_ref().expect("only a test's own services are harmed");
         let started = match service {
             Service::Etcd => own.run("up", &["--etcd"]),
-            Service::Cassandra => own.run("up", &["--node", "1"]),
+            Service::Cassandra(n) => own.run("up", &["--node", &n.to_string()]),
         };
         started.unwrap_or_else(|why| panic!("{service:?} does not start again: {why}"));
     }
 
     /// Removes a cluster's keyspace, so that the tests of a day do not pile up in one small Cassandra.
     pub fn drop_keyspace(&self, name: &str) -> io::Result<()> {
-        cql(&self.cassandra, &format!("DROP KEYSPACE IF EXISTS {name}"))
+        cql(self.cassandra_node(1), &format!("DROP KEYSPACE IF EXISTS {name}"))
     }
 }
 
 impl Own {
+    /// The first three numbers of the services' addresses.
+    fn prefix(&self) -> String {
+        self.network.as_ref().map_or_else(|| "127.0.0".into(), |_| Network::prefix())
+    }
+
     fn directory(&self, service: Service) -> PathBuf {
         match service {
             Service::Etcd => self.state.path().join("etcd"),
-            Service::Cassandra => self.state.path().join("cassandra/node1"),
+            Service::Cassandra(n) => self.state.path().join(format!("cassandra/node{n}")),
         }
     }
 
@@ -131,7 +185,7 @@ impl Own {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(program);
         let mut command = Command::new(&path);
         command.args(args).env("QUIPU_SERVICES_DIR", self.state.path());
-        command.env("QUIPU_SERVICES_PORTS", self.ports.to_string());
+        command.env("QUIPU_SERVICES_PORTS", self.ports.to_string()).env("QUIPU_SERVICES_NETWORK", self.prefix());
         let output = command.output().map_err(|why| format!("{}: {why}", path.display()))?;
         let text = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
         output.status.success().then_some(()).ok_or(text)

@@ -128,9 +128,9 @@ fn writes_fail_within_their_deadline_while_cassandra_stands_still(services: &Arc
     let cluster = three_nodes(services);
     let traffic = Traffic::start(&cluster, LOAD);
     traffic.await_each(&cluster.running(), STRETCH);
-    services.pause(Service::Cassandra);
+    services.pause(Service::Cassandra(1));
     expect_writes_to_fail(&cluster);
-    services.resume(Service::Cassandra);
+    services.resume(Service::Cassandra(1));
     let began = Instant::now();
     traffic.await_each(&cluster.running(), STRETCH);
     println!("Cassandra paused: counting goes on {:?} after it is back", began.elapsed());
@@ -143,16 +143,16 @@ fn writes_go_on_by_themselves_after_cassandra_was_killed(services: &Arc<Services
     let mut cluster = three_nodes(services);
     let traffic = Traffic::start(&cluster, LOAD);
     traffic.await_each(&cluster.running(), STRETCH);
-    services.kill(Service::Cassandra);
+    services.kill(Service::Cassandra(1));
     expect_writes_to_fail(&cluster);
-    services.start(Service::Cassandra);
+    services.start(Service::Cassandra(1));
     let began = Instant::now();
     traffic.await_each(&cluster.running(), STRETCH);
     println!("Cassandra killed: counting goes on {:?} after it is back", began.elapsed());
     // A node dies with Cassandra, too.
-    services.kill(Service::Cassandra);
+    services.kill(Service::Cassandra(1));
     cluster.kill("n3");
-    services.start(Service::Cassandra);
+    services.start(Service::Cassandra(1));
     cluster.await_served("n1", "n3");
     traffic.await_each(&cluster.running(), STRETCH);
     cluster.start_again("n3");

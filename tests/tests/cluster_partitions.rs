@@ -1,0 +1,118 @@
+//! Nodes of a real cluster that are cut off from etcd, from Cassandra or from each other, on three Cassandra nodes, under
+//! load: packets are dropped both ways or one way, and after healing nothing is lost and nothing is doubled.
+//!
+//! Readers on every node run all the while, so that a node that is cut off cannot answer with an old total unseen.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quipu_tests::cluster::LEASE;
+use quipu_tests::network::{self, Beyond, Entry, Way};
+use quipu_tests::services::{Service, Services};
+use quipu_tests::{Cluster, PATIENCE, Plan, Traffic, within};
+
+const LOAD: Plan = Plan { connections: 12, counters: 8 };
+/// Additions of each node between two faults.
+const STRETCH: u64 = 200;
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+#[test]
+fn partitions_lose_nothing() {
+    let network = match network::enter("partitions_lose_nothing", 3) {
+        Entry::Inside(network) => network,
+        Entry::Done => return,
+        Entry::Refused(why) => return println!("skipped: partitions: {why}"),
+    };
+    let Some(services) = Services::replicated_in(network) else { return };
+    let services = Arc::new(services);
+    others_take_over_from_a_node_without_etcd(&services);
+    each_node_is_cut_off(&services, "Cassandra", services.beyond_cassandra(), Way::Both);
+    each_node_is_cut_off(&services, "Cassandra's answers", services.beyond_cassandra(), Way::In);
+    each_node_is_cut_off(&services, "its peers", Beyond::Peers, Way::Both);
+    each_node_is_cut_off(&services, "hearing its peers", Beyond::Peers, Way::In);
+    counting_goes_on_without_a_cassandra_node(&services);
+}
+
+fn others(node: &str) -> Vec<String> {
+    NODES.iter().filter(|other| **other != node).map(ToString::to_string).collect()
+}
+
+/// Cuts a node off while `during` lasts, and fails if no packet was dropped.
+fn while_cut_off(cluster: &Cluster, node: &str, beyond: Beyond, way: Way, during: impl FnOnce()) {
+    let network = cluster.services.network().expect("these services are in one");
+    network.cut(node, beyond, way);
+    during();
+    let dropped = network.heal(node);
+    println!("{node} without {beyond:?}, {way:?}: {dropped} packets were dropped");
+    assert!(dropped > 0, "nothing was cut: {node}, {beyond:?}, {way:?}");
+}
+
+/// Lets time pass: what is tested is a duration.
+fn let_pass(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::park_timeout(left);
+    }
+}
+
+fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>) {
+    let cluster = Cluster::on(services.clone(), NODES.len());
+    let traffic = Traffic::start(&cluster, LOAD);
+    for node in NODES {
+        traffic.await_each(&cluster.running(), STRETCH);
+        while_cut_off(&cluster, node, services.beyond_etcd(), Way::Both, || {
+            let others = others(node);
+            let took = cluster.await_served(&others[0], node);
+            println!("{node} without etcd: its shards are served by others after {took:?}");
+            // The others own its shards and count on them while it may believe that it does.
+            traffic.await_each(&others, 2 * STRETCH);
+        });
+        traffic.await_each(&cluster.running(), STRETCH);
+        println!("{node} without etcd: it has its share {:?} after healing", cluster.await_balance());
+        traffic.expect_no_contradiction();
+    }
+    settle(traffic, &cluster);
+}
+
+/// Each node in turn, for longer than a lease; the others go on meanwhile.
+fn each_node_is_cut_off(services: &Arc<Services>, from: &str, beyond: Beyond, way: Way) {
+    let cluster = Cluster::on(services.clone(), NODES.len());
+    let traffic = Traffic::start(&cluster, LOAD);
+    for node in NODES {
+        traffic.await_each(&cluster.running(), STRETCH);
+        while_cut_off(&cluster, node, beyond, way, || {
+            traffic.await_each(&others(node), STRETCH);
+            let_pass(LEASE);
+        });
+        let healed = Instant::now();
+        traffic.await_each(&cluster.running(), STRETCH);
+        println!("{node} without {from}: counting goes on everywhere {:?} after healing", healed.elapsed());
+        cluster.await_balance();
+        traffic.expect_no_contradiction();
+    }
+    settle(traffic, &cluster);
+}
+
+/// Two of three replicas are a majority.
+fn counting_goes_on_without_a_cassandra_node(services: &Arc<Services>) {
+    let cluster = Cluster::on(services.clone(), NODES.len());
+    let traffic = Traffic::start(&cluster, LOAD);
+    for replica in 1..=services.cassandra_nodes() {
+        traffic.await_each(&cluster.running(), STRETCH);
+        services.kill(Service::Cassandra(replica));
+        traffic.await_each(&cluster.running(), 2 * STRETCH);
+        services.start(Service::Cassandra(replica));
+    }
+    traffic.await_each(&cluster.running(), STRETCH);
+    cluster.await_balance();
+    settle(traffic, &cluster);
+}
+
+/// Ends the load, compares every total with what was applied, and counts everything a second time from the store.
+fn settle(traffic: Traffic, cluster: &Cluster) {
+    traffic.finish(cluster);
+    within(PATIENCE, "every node is ready", || {
+        cluster.servers().iter().all(|server| server.get("/readyz").status == 200).then_some(())
+    });
+    cluster.verify();
+}
