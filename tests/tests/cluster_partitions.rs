@@ -67,8 +67,8 @@ fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>) {
             // The others own its shards and count on them while it may believe that it does.
             traffic.await_each(&others, 2 * STRETCH);
         });
-        traffic.await_each(&cluster.running(), STRETCH);
         println!("{node} without etcd: it has its share {:?} after healing", cluster.await_balance());
+        traffic.await_each(&cluster.running(), STRETCH);
         traffic.expect_no_contradiction();
     }
     settle(traffic, &cluster);
