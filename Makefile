@@ -64,8 +64,9 @@ model: ## Check the model of the journal within larger bounds (tests/model), som
 test: setup ## Run everything that the project tests, with the minutes of each part
 	.ci/test
 
-torture: build setup ## Faults of nodes and services in any order under load, for MINUTES=10
+torture: build setup ## Faults and partitions of nodes and services in any order under load, for MINUTES=10; as root
 	.ci/setup services
+	tests/services/up --fetch >/dev/null
 	QUIPU_TEST_OWN_PORTS=24860 QUIPU_TORTURE_MINUTES=$(MINUTES) \
 		$(CARGO) test --release --locked --workspace --test cluster_torture -- --ignored --nocapture
 
