@@ -12,7 +12,7 @@ use quipu_tests::network::{self, Beyond, Entry, Way};
 use quipu_tests::services::{Service, Services};
 use quipu_tests::{Cluster, Plan, Traffic};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
@@ -176,11 +176,17 @@ fn nothing_is_lost_or_doubled_by_faults_in_any_order() {
     let mut cluster = Cluster::on(Arc::new(services), 3);
     let traffic = Traffic::start(&cluster, LOAD);
     let end = Instant::now() + Duration::from_secs(60 * minutes);
+    // Each kind comes once before one comes again.
+    let mut deck = Vec::new();
     let mut struck: BTreeMap<Fault, u32> = BTreeMap::new();
     let mut takeovers = Takeovers::new();
     while Instant::now() < end {
         traffic.await_each(&cluster.running(), STRETCH);
-        let fault = *faults.choose(&mut random).expect("there are faults");
+        if deck.is_empty() {
+            deck.clone_from(&faults);
+            deck.shuffle(&mut random);
+        }
+        let fault = deck.pop().expect("there are faults");
         println!("{:?} left: {fault:?}", end.saturating_duration_since(Instant::now()));
         strike(&mut cluster, fault, &mut random, &mut takeovers);
         *struck.entry(fault).or_default() += 1;
