@@ -135,6 +135,8 @@ pub async fn connect(settings: &Settings) -> Result<Cql, Error> {
         .connection_timeout(settings.connect_timeout)
         .default_execution_profile_handle(profile.into_handle())
         .keyspaces_to_fetch([&settings.cluster])
+        .keepalive_interval(limits::CASSANDRA_KEEP_ALIVE.0)
+        .keepalive_timeout(limits::CASSANDRA_KEEP_ALIVE.1)
         .tcp_nodelay(true);
     if let Some((user, password)) = &settings.user {
         builder = builder.user(user, password);
