@@ -279,12 +279,22 @@ fn relaxed_additions_survive_a_rolling_restart() {
                 let mut client = None;
                 while !stop.load(Ordering::Relaxed) {
                     let Some(connected) = &mut client else {
+                        // Not at once: nine clients that only try to connect would take the nodes' processors.
+                        std::thread::sleep(Duration::from_millis(5));
                         client = Client::connect(addr).ok();
                         continue;
                     };
-                    let answer = connected.call("POST", "/v1/counters/r/add", &[], b"").expect("an answer").expect(200);
-                    assert_eq!(answer.json()["outcome"], "accepted", "{}", answer.text());
-                    accepted.fetch_add(1, Ordering::Relaxed);
+                    let answer = connected.call("POST", "/v1/counters/r/add", &[], b"").expect("an answer");
+                    // Nothing but a full queue holds these clients back, and a hand-over on a busy machine fills it.
+                    if answer.status == 429 {
+                        assert_eq!(answer.json()["outcome"], "not_applied", "{}", answer.text());
+                        let wait = answer.header("retry-after").expect("when to try again");
+                        std::thread::sleep(Duration::from_secs(wait.parse().expect("seconds")));
+                    } else {
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        assert_eq!(answer.json()["outcome"], "accepted", "{}", answer.text());
+                        accepted.fetch_add(1, Ordering::Relaxed);
+                    }
                     if answer.header("connection") == Some("close") {
                         client = None;
                     }

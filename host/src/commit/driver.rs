@@ -230,6 +230,7 @@ impl Driver {
                 Effect::Confirm => self.confirm(shard),
                 Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
                 Effect::Answer(answers) => self.answer(shard, answers),
+                Effect::Return(_) => unreachable!("these writers are not returning: there is no other owner"),
             }
         }
         self.effects = effects;
@@ -321,7 +322,7 @@ impl Driver {
                     Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
                     Effect::Answer(answers) => self.answer(shard, answers),
                     // Settling an entry asks for nothing.
-                    Effect::Load { .. } | Effect::LookUp { .. } | Effect::Confirm => {}
+                    Effect::Load { .. } | Effect::LookUp { .. } | Effect::Confirm | Effect::Return(_) => {}
                 }
             }
         }

@@ -130,7 +130,8 @@ pub struct Stats {
     pub checkpoints: AtomicU64,
     pub checkpoint_failures: AtomicU64,
     pub evictions: AtomicU64,
-    /// Relaxed operations that were accepted and then not applied, because the store failed.
+    /// Relaxed operations that were accepted and then not applied, or perhaps not: the store failed, or the node ended
+    /// while a write of it had no answer.
     pub relaxed_lost: AtomicU64,
     /// Time inside the store's durable write.
     pub append_nanos: AtomicU64,
@@ -176,7 +177,7 @@ pub struct Commits {
     pub peers: Inbox<PeerAnswer>,
     /// Shards that another node took over while this one served them.
     pub lost: Inbox<u32>,
-    /// Relaxed operations that were answered already and whose shard went to another node before they were taken.
+    /// Relaxed operations that were answered already and whose shard went to another node before they were written.
     pub strays: Inbox<Op>,
     pub stats: Stats,
 }

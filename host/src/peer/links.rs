@@ -1,8 +1,9 @@
 //! The sending side: operations for shards that this node does not serve, each by its shard's producer.
 //!
 //! One task owns all producers and streams. What became runnable together goes to a node in one message. A shard that
-//! nobody serves keeps its operations here until somebody does or their time is over; one that this node itself comes to
-//! serve gets them by the same way, so that what was sent before is recognised.
+//! nobody serves keeps its operations here until somebody does or their time is over; relaxed ones, for which nobody
+//! waits, are kept for as long as it takes. A shard that this node itself comes to serve gets them by the same way, so
+//! that what was sent before is recognised.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -115,7 +116,7 @@ pub struct Driver {
     events: (UnboundedSender<Event>, UnboundedReceiver<Event>),
     callers: HashMap<u64, Origin>,
     last_token: u64,
-    /// Every caller waits equally long, so the first in is the first to expire.
+    /// Of callers that wait. All wait equally long, so the first in is the first to expire.
     deadlines: VecDeque<(Instant, u32, u64)>,
     /// Shards that refused something, and are to be tried again at the next tick.
     retries: Vec<u32>,
@@ -187,7 +188,10 @@ impl Driver {
             self.last_token += 1;
             let (token, shard) = (self.last_token, op.shard);
             self.callers.insert(token, op.origin);
-            self.deadlines.push_back((deadline, shard, token));
+            // Nobody waits for a relaxed operation, and its caller was told that it will count.
+            if op.origin != Origin::Relaxed {
+                self.deadlines.push_back((deadline, shard, token));
+            }
             self.held[shard as usize].push_back((token, op));
         }
         for shard in 0..self.held.len() as u32 {

@@ -84,6 +84,17 @@ pub enum Effect {
     /// The entry is durable: make it readable, before its answers. The slots are for [`Partials::apply_at`].
     Apply(Arc<Entry>, Vec<u32>),
     Answer(Answers),
+    /// Relaxed operations that are certainly not written and that nobody can send again, since their callers were told
+    /// `accepted`: whoever serves the shard now must get them. Only of a writer that is [`Writer::returning`].
+    Return(Vec<Op>),
+}
+
+/// What an entry, or its being confirmed, settles.
+#[derive(Debug)]
+struct Unsettled {
+    answers: Answers,
+    /// The relaxed operations among them, of a writer that returns them.
+    relaxed: Vec<Op>,
 }
 
 #[derive(Debug)]
@@ -93,7 +104,7 @@ struct InFlight {
     marks: BTreeMap<u128, MarkState>,
     /// Older marks go with this entry.
     horizon_ms: Option<u64>,
-    answers: Answers,
+    unsettled: Unsettled,
     /// An attempt had no answer: no later attempt that is not written says anything about it.
     unsure: bool,
 }
@@ -103,8 +114,8 @@ enum State {
     Idle,
     InFlight(Box<InFlight>),
     /// Answers that need no entry. Another owner may have made them wrong.
-    Confirming(Answers),
-    /// Lost its shard: answers nothing but `NotApplied`.
+    Confirming(Unsettled),
+    /// Lost its shard: applies nothing any more.
     Stopped,
 }
 
@@ -125,6 +136,7 @@ pub struct Writer {
     next_seq: u64,
     /// Idempotency records older than this are as if they were not there, in milliseconds.
     key_window_ms: u64,
+    returning: bool,
     state: State,
     queue: VecDeque<Queued>,
     /// How many at the front of the queue are prepared.
@@ -144,6 +156,7 @@ impl Writer {
             epoch,
             next_seq,
             key_window_ms,
+            returning: false,
             state: State::Idle,
             queue: VecDeque::new(),
             prepared: 0,
@@ -152,6 +165,12 @@ impl Writer {
             horizon_ms: None,
             draft: Draft::default(),
         }
+    }
+
+    /// Relaxed operations that are not written are given back with [`Effect::Return`], because another owner may take
+    /// them. Without this they are answered like all others, for there is no other owner.
+    pub fn returning(self) -> Self {
+        Self { returning: true, ..self }
     }
 
     pub fn epoch(&self) -> u64 {
@@ -220,10 +239,13 @@ impl Writer {
         }
     }
 
-    /// Queues an operation; only a writer that lost its shard answers at once.
+    /// Queues an operation; only a writer that lost its shard answers it or gives it back at once.
     pub fn submit(&mut self, op: Op) -> Option<Effect> {
         if self.stopped() {
-            return Some(Effect::Answer(vec![(op.origin, Outcome::NotApplied)]));
+            return Some(match op.origin {
+                Origin::Relaxed if self.returning => Effect::Return(vec![op]),
+                origin => Effect::Answer(vec![(origin, Outcome::NotApplied)]),
+            });
         }
         self.queue.push_back(Queued { op, slot: NO_SLOT });
         None
@@ -248,13 +270,18 @@ impl Writer {
     fn seal(&mut self, partials: &Partials, entry_id: u64, effects: &mut Vec<Effect>) {
         let (keys, marks) = (&self.keys, &self.marks);
         let durable = Durable { partials, keys, marks, key_window_ms: self.key_window_ms };
+        let returning = self.returning;
         self.draft.begin(self.next_seq);
+        let mut relaxed = Vec::new();
         while !self.draft.is_full()
             && let Some(Queued { op, slot }) = self.queue.front()
         {
             match self.draft.judge(durable, op, *slot) {
                 Ok(verdict) => {
                     let Some(Queued { op, .. }) = self.queue.pop_front() else { break };
+                    if returning && op.origin == Origin::Relaxed {
+                        relaxed.push(op.clone());
+                    }
                     self.draft.take(durable, op, verdict);
                     self.prepared = self.prepared.saturating_sub(1);
                 }
@@ -268,28 +295,29 @@ impl Writer {
             self.keys.forget_look_ups();
         }
         let Sealed { mut entry, slots, marks, answers } = self.draft.seal(self.shard, self.epoch, entry_id);
+        let unsettled = Unsettled { answers, relaxed };
         let horizon_ms = self.horizon_ms.take().filter(|&horizon_ms| self.marks.any_before(horizon_ms));
         if let Some(horizon_ms) = horizon_ms {
             entry.marks.insert(0, marks::horizon(horizon_ms));
         }
         if entry.is_empty() {
-            if !answers.is_empty() {
+            if !unsettled.answers.is_empty() {
                 effects.push(Effect::Confirm);
-                self.state = State::Confirming(answers);
+                self.state = State::Confirming(unsettled);
             }
             return;
         }
         self.next_seq += 1;
         let entry = Arc::new(entry);
         effects.push(Effect::Append(entry.clone()));
-        self.state = State::InFlight(Box::new(InFlight { entry, slots, marks, horizon_ms, answers, unsure: false }));
+        self.state = State::InFlight(Box::new(InFlight { entry, slots, marks, horizon_ms, unsettled, unsure: false }));
     }
 
     fn appended(&mut self, result: Append, effects: &mut Vec<Effect>) {
         let in_flight = match std::mem::replace(&mut self.state, State::Idle) {
             State::InFlight(in_flight) => Some(in_flight),
             State::Idle => None,
-            State::Confirming(answers) => return self.confirmed(result, answers, effects),
+            State::Confirming(unsettled) => return self.confirmed(result, unsettled, effects),
             State::Stopped => {
                 self.state = State::Stopped;
                 return;
@@ -307,11 +335,11 @@ impl Writer {
                 }
                 self.marks.applied(in_flight.marks);
                 effects.push(Effect::Apply(in_flight.entry, in_flight.slots));
-                give(effects, in_flight.answers);
+                give(effects, in_flight.unsettled.answers);
             }
             (Some(in_flight), Append::NotWritten) if !in_flight.unsure => {
                 self.next_seq = in_flight.entry.seq;
-                give(effects, all(in_flight.answers, Outcome::NotApplied));
+                in_flight.unsettled.not_applied(effects);
             }
             (Some(mut in_flight), Append::Unknown | Append::NotWritten) => {
                 in_flight.unsure = true;
@@ -321,15 +349,15 @@ impl Writer {
         }
     }
 
-    fn confirmed(&mut self, result: Append, answers: Answers, effects: &mut Vec<Effect>) {
+    fn confirmed(&mut self, result: Append, unsettled: Unsettled, effects: &mut Vec<Effect>) {
         match result {
-            Append::Applied => give(effects, answers),
+            Append::Applied => give(effects, unsettled.answers),
             Append::Unknown | Append::NotWritten => {
                 effects.push(Effect::Confirm);
-                self.state = State::Confirming(answers);
+                self.state = State::Confirming(unsettled);
             }
             Append::Lost { .. } => {
-                give(effects, all(answers, Outcome::NotApplied));
+                unsettled.not_applied(effects);
                 self.lost(None, Some(false), effects);
             }
         }
@@ -338,23 +366,41 @@ impl Writer {
     fn lost(&mut self, in_flight: Option<Box<InFlight>>, applied: Option<bool>, effects: &mut Vec<Effect>) {
         self.state = State::Stopped;
         if let Some(in_flight) = in_flight {
-            let answers = match applied {
+            match applied {
                 Some(true) => {
                     effects.push(Effect::Apply(in_flight.entry, in_flight.slots));
-                    in_flight.answers
+                    give(effects, in_flight.unsettled.answers);
                 }
-                Some(false) => all(in_flight.answers, Outcome::NotApplied),
+                Some(false) => in_flight.unsettled.not_applied(effects),
                 // A peer sends again what has no answer, and learns its outcome from the next writer's marks.
                 None => {
-                    let mut answers = all(in_flight.answers, Outcome::Unknown);
+                    let mut answers = all(in_flight.unsettled.answers, Outcome::Unknown);
                     answers.retain(|(origin, _)| !matches!(origin, Origin::Peer { .. }));
-                    answers
+                    give(effects, answers);
                 }
-            };
-            give(effects, answers);
+            }
         }
         self.prepared = 0;
-        give(effects, self.queue.drain(..).map(|queued| (queued.op.origin, Outcome::NotApplied)).collect());
+        let mut waiting = Unsettled { answers: Answers::new(), relaxed: Vec::new() };
+        for Queued { op, .. } in self.queue.drain(..) {
+            waiting.answers.push((op.origin, Outcome::NotApplied));
+            if self.returning && op.origin == Origin::Relaxed {
+                waiting.relaxed.push(op);
+            }
+        }
+        waiting.not_applied(effects);
+    }
+}
+
+impl Unsettled {
+    /// Nothing of it is written, nor ever will be.
+    fn not_applied(self, effects: &mut Vec<Effect>) {
+        let mut answers = all(self.answers, Outcome::NotApplied);
+        if !self.relaxed.is_empty() {
+            answers.retain(|(origin, _)| *origin != Origin::Relaxed);
+            effects.push(Effect::Return(self.relaxed));
+        }
+        give(effects, answers);
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Told {
     Applied,
     NotApplied,
     Unknown,
+    /// Relaxed: it was taken, and no answer follows.
+    Accepted,
 }
 
 #[derive(Default)]
@@ -74,11 +76,19 @@ impl Sums {
                 (op.told, op.retry) = (Told::Applied, false);
             }
             Outcome::NotApplied | Outcome::Unknown if op.told == Told::Applied => {}
+            Outcome::NotApplied if op.told == Told::Accepted => panic!("bit {} of {} was accepted", op.bit, op.counter),
             Outcome::NotApplied | Outcome::Unknown if op.key.is_some() => op.retry = true,
             Outcome::NotApplied => op.told = Told::NotApplied,
             Outcome::Unknown => op.told = Told::Unknown,
             Outcome::Refused(refusal) => panic!("an addition was refused: {refusal}"),
         }
+    }
+
+    /// Which operation this is: its bit tells.
+    pub fn nth(&self, op: &Op) -> usize {
+        let Kind::Add { amount, .. } = op.kind else { panic!("sums are only added to") };
+        let same = |sum: &SumOp| sum_id(sum.counter) == op.counter && 1 << sum.bit == amount;
+        self.ops.iter().position(same).expect("somebody sent it")
     }
 
     /// What every read from now on must hold of a counter.
@@ -95,6 +105,7 @@ impl Sums {
             rest &= !(1 << op.bit);
             match op.told {
                 Told::Applied => assert!(counted, "bit {} of {counter} was acknowledged and is lost", op.bit),
+                Told::Accepted => assert!(counted, "bit {} of {counter} was accepted and is lost", op.bit),
                 Told::NotApplied => assert!(!counted, "bit {} of {counter} was refused and counts", op.bit),
                 Told::Unknown => {}
                 Told::Nothing => panic!("bit {} of {counter} was never answered", op.bit),

@@ -3,7 +3,8 @@
 //! checkpoints, evictions and readers in between. It runs exactly the state machines of `quipu::shard`.
 //!
 //! What must hold: an acknowledged operation counts once, a refused one never, an unknown one at most once and exactly
-//! once when it is retried with its key; nothing is visible that is not journaled; reads of a growing counter do not
+//! once when it is retried with its key; an accepted relaxed one counts once, unless it was in the memory of a node that
+//! crashed or in an append that nobody settled; nothing is visible that is not journaled; reads of a growing counter do not
 //! go back; after healing the total is the sum of what was applied.
 //!
 //! `QUIPU_SIM_SEEDS=10000` runs more seeds, `QUIPU_SIM_SEED=17` one, and `QUIPU_SIM_TRACE=1` says what happens in it.
@@ -37,9 +38,11 @@ pub enum Mutation {
     NewSequencesOnReconnect,
     /// An attempt that is not written settles an entry of which an earlier attempt may be.
     NotWrittenAfterUnknown,
+    /// Relaxed operations that a writer gives back go nowhere.
+    DropWhatIsReturned,
 }
 
-const MUTATIONS: [Mutation; 9] = [
+const MUTATIONS: [Mutation; 10] = [
     Mutation::AnswerBeforeDurable,
     Mutation::MarksNotInTheEntry,
     Mutation::KeysNotInTheEntry,
@@ -49,6 +52,7 @@ const MUTATIONS: [Mutation; 9] = [
     Mutation::CheckpointOfAnEarlierEpoch,
     Mutation::NewSequencesOnReconnect,
     Mutation::NotWrittenAfterUnknown,
+    Mutation::DropWhatIsReturned,
 ];
 
 const SEEDS: u64 = 300;

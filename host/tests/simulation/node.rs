@@ -16,6 +16,8 @@ pub struct Node {
     /// Streams and rounds that brought a producer's sequence, for its answers.
     pub routes: BTreeMap<(u128, u64), VecDeque<(usize, u64)>>,
     pub reads: Vec<Read>,
+    /// Relaxed operations that the present writer has taken.
+    pub relaxed: Vec<usize>,
     /// Outlives an owner, as the checkpoint thread does.
     pub checkpoint: Option<Checkpoint>,
 }

@@ -49,7 +49,7 @@ impl Lane {
         Self {
             shared,
             shard,
-            writer: RefCell::new(writer),
+            writer: RefCell::new(writer.returning()),
             incoming: RefCell::default(),
             taken: Cell::new(0),
             controls: RefCell::default(),
@@ -164,8 +164,8 @@ impl Lane {
         let mut writer = self.writer.borrow_mut();
         for op in incoming {
             // A writer answers at once only when it is stopped, and its lane has ended then.
-            if let Some(Effect::Answer(answers)) = writer.submit(op) {
-                self.answer(answers);
+            if let Some(effect) = writer.submit(op) {
+                self.settle(effect);
             }
         }
     }
@@ -198,7 +198,7 @@ impl Lane {
                         self.apply(&entry, &slots);
                         appended = true;
                     }
-                    Effect::Answer(answers) => self.answer(answers),
+                    Effect::Answer(_) | Effect::Return(_) => self.settle(effect),
                 }
             }
             self.shared.answers.borrow_mut().deliver(&self.shared.commits);
@@ -215,7 +215,7 @@ impl Lane {
             };
             effects = self.step(Event::Appended(result));
             if let Append::Lost { .. } = result {
-                self.settle_lost(effects);
+                effects.into_iter().for_each(|effect| self.settle(effect));
                 return Err(End::Lost);
             }
         }
@@ -266,20 +266,23 @@ impl Lane {
         match result {
             Append::Lost { .. } => {
                 let effects = self.step(Event::Appended(result));
-                self.settle_lost(effects);
+                effects.into_iter().for_each(|effect| self.settle(effect));
                 Err(End::Lost)
             }
             _ => Ok(()),
         }
     }
 
-    fn settle_lost(&self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Apply(entry, slots) => self.apply(&entry, &slots),
-                Effect::Answer(answers) => self.answer(answers),
-                _ => {}
+    /// Carries out what a writer wants when nothing more is asked of the store.
+    fn settle(&self, effect: Effect) {
+        match effect {
+            Effect::Apply(entry, slots) => self.apply(&entry, &slots),
+            Effect::Answer(answers) => self.answer(answers),
+            Effect::Return(mut ops) => {
+                self.answered(ops.len());
+                self.shared.commits.strays.put(&mut ops);
             }
+            Effect::Load { .. } | Effect::LookUp { .. } | Effect::Append(_) | Effect::Confirm => {}
         }
     }
 
@@ -341,7 +344,7 @@ impl Lane {
         table.epoch.store(0, Ordering::Release);
         // What the writer has not answered was never sent to the store.
         let effects = self.step(Event::Appended(Append::Lost { applied: Some(false) }));
-        self.settle_lost(effects);
+        effects.into_iter().for_each(|effect| self.settle(effect));
         self.enqueue();
         self.shared.answers.borrow_mut().deliver(&self.shared.commits);
         table.partials.write().replace(Partials::default());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::commit::tests::{Node, SHARDS, add, applied, counter, keyed, shard};
 use crate::counter::key_hash;
-use crate::shard::Outcome;
+use crate::shard::{Op, Origin, Outcome};
 use crate::store::memory::{Fault, MemoryStore};
 
 fn store() -> Arc<MemoryStore> {
@@ -60,6 +60,28 @@ fn an_owner_that_was_replaced_acknowledges_nothing_and_says_that_it_lost_the_sha
     assert_eq!(lost, [shard("a")]);
     assert_eq!(first.value("a"), None, "its old table is not read any more");
     assert_eq!(second.value("a"), Some(2));
+}
+
+#[test]
+fn relaxed_operations_that_an_owner_could_not_write_are_left_for_the_next() {
+    const COUNT: u64 = 40;
+    let store = store();
+    let (first, second) = (owner(&store), Node::on(&store));
+    store.delay_appends(Duration::from_millis(5));
+    for _ in 0..COUNT {
+        let op = Op { origin: Origin::Relaxed, ..add("a", 1, 0) };
+        first.commits.submit(std::iter::once(op)).expect("there is room");
+        first.wait(tokio::time::sleep(Duration::from_micros(500)));
+    }
+    second.wait(second.commits.take_over(shard("a"))).expect("taken over");
+    let counted = second.value("a").unwrap_or(0);
+    first.wait(first.commits.lost.take(&mut Vec::new()));
+    let mut left = Vec::new();
+    first.wait(first.commits.strays.take(&mut left));
+    assert!(left.iter().all(|op| op.origin == Origin::Relaxed && op.counter == counter("a")));
+    assert_eq!(u64::try_from(counted).expect("it was added to") + left.len() as u64, COUNT);
+    assert_eq!(first.commits.stats.relaxed_lost.load(Ordering::Relaxed), 0);
+    assert_eq!(first.commits.queued(), 0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use quipu::shard::producer;
 use quipu::shard::writer::Event;
 use quipu::shard::{Op, Origin, Outcome};
 
+use super::super::clients::Told;
 use super::{Caller, DEADLINE_MS, LIVES, NODES, World};
 
 impl World {
@@ -26,8 +27,12 @@ impl World {
     }
 
     pub(super) fn new_sum(&mut self) {
-        let keyed = self.rng.percent(40);
+        let relaxed = self.rng.percent(15);
+        let keyed = !relaxed && self.rng.percent(40);
         let Some(nth) = self.sums.draw(&mut self.rng, self.now_ms, keyed) else { return };
+        if relaxed {
+            return self.sum_relaxed(nth);
+        }
         if self.rng.percent(35) { self.sum_locally(nth) } else { self.sum_by_peer(nth) }
     }
 
@@ -38,11 +43,34 @@ impl World {
         self.submit(at, ticket, op);
     }
 
+    /// Its caller learns no more than that it was taken: nobody but the system can send it again.
+    fn sum_relaxed(&mut self, nth: usize) {
+        self.summary.relaxed += 1;
+        self.sums.ops[nth].told = Told::Accepted;
+        let at = self.some_node();
+        if self.nodes[at].serves() {
+            self.nodes[at].relaxed.push(nth);
+            let op = self.sums.op(nth, Origin::Relaxed);
+            self.step(at, Event::Submit(op));
+        } else {
+            self.sum_for_nobody(nth);
+        }
+    }
+
+    /// A relaxed operation goes to whoever serves the shard, however long that takes.
+    pub(super) fn sum_for_nobody(&mut self, nth: usize) {
+        self.send_sum(nth, u64::MAX);
+    }
+
     pub(super) fn sum_by_peer(&mut self, nth: usize) {
+        self.send_sum(nth, self.now_ms + DEADLINE_MS);
+    }
+
+    fn send_sum(&mut self, nth: usize, deadline_ms: u64) {
         let peer = self.rng.below(self.peers.len());
         self.next_ticket += 1;
         let token = self.next_ticket;
-        self.peers[peer].tokens.insert(token, (nth, self.now_ms + DEADLINE_MS));
+        self.peers[peer].tokens.insert(token, (nth, deadline_ms));
         let op = self.sums.op(nth, Origin::Relaxed);
         self.produce(peer, producer::Event::Submit { token, op });
     }

@@ -49,6 +49,9 @@ pub struct Summary {
     skips: u64,
     renamed: u64,
     reads: u64,
+    relaxed: u64,
+    returned: u64,
+    forgotten: u64,
 }
 
 impl AddAssign for Summary {
@@ -68,6 +71,9 @@ impl AddAssign for Summary {
             (&mut self.skips, other.skips),
             (&mut self.renamed, other.renamed),
             (&mut self.reads, other.reads),
+            (&mut self.relaxed, other.relaxed),
+            (&mut self.returned, other.returned),
+            (&mut self.forgotten, other.forgotten),
         ];
         counts.into_iter().for_each(|(sum, count)| *sum += count);
     }
@@ -76,10 +82,12 @@ impl AddAssign for Summary {
 impl Summary {
     pub fn assert_eventful(&self) {
         let Self { trace: _, acknowledged, refused, unknown, replayed, takeovers, crashes, .. } = *self;
-        let Self { fenced, resent, checkpoints, evictions, skips, renamed, reads, .. } = *self;
+        let Self {
+            fenced, resent, checkpoints, evictions, skips, renamed, reads, relaxed, returned, forgotten, ..
+        } = *self;
         let counts = [acknowledged, refused, unknown, replayed, takeovers, crashes, fenced, resent];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
-        let counts = [checkpoints, evictions, skips, renamed, reads];
+        let counts = [checkpoints, evictions, skips, renamed, reads, relaxed, returned, forgotten];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
     }
 }

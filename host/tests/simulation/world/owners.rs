@@ -5,6 +5,7 @@ use quipu::shard::writer::{Append, Effect, Event};
 use quipu::shard::{Origin, Outcome};
 
 use super::super::Mutation;
+use super::super::clients::{Told, sum_id};
 use super::super::node::{Ask, Node, Owner};
 use super::{Flight, NODES, World};
 
@@ -35,11 +36,24 @@ impl World {
         if self.nodes[at].serves() {
             self.step(at, Event::Appended(result));
         }
+        self.forget_relaxed(at);
         self.nodes[at].owner = None;
         self.nodes[at].routes.clear();
         for nth in 0..self.streams.len() {
             if self.streams[nth].node == at && self.streams[nth].open {
                 self.cut(nth);
+            }
+        }
+    }
+
+    /// What a writer took with it: in flight without an answer, or in the memory of a node that crashed.
+    fn forget_relaxed(&mut self, at: usize) {
+        for nth in std::mem::take(&mut self.nodes[at].relaxed) {
+            let (id, bit) = (sum_id(self.sums.ops[nth].counter), self.sums.ops[nth].bit);
+            let journaled = self.disk.newest(id.as_str()).is_some_and(|partial| partial.value & (1 << bit) != 0);
+            if !journaled {
+                self.summary.forgotten += 1;
+                self.sums.ops[nth].told = Told::Unknown;
             }
         }
     }
@@ -60,7 +74,7 @@ impl World {
             },
             takeover::Effect::Read { after } => takeover::Event::Read(self.disk.read(after, 1 + self.rng.below(60))),
             takeover::Effect::Serve(writer, read) => {
-                owner.writer = Some(writer);
+                owner.writer = Some(Box::new(writer.returning()));
                 node.partials.replace(*read);
                 self.hint = at;
                 self.note(|world| format!("node {at} serves under {:?}", world.nodes[at].epoch()));
@@ -133,6 +147,16 @@ impl World {
             Effect::Answer(answers) => {
                 for (origin, outcome) in answers {
                     self.answer(at, origin, outcome);
+                }
+            }
+            Effect::Return(ops) => {
+                for op in ops {
+                    let nth = self.sums.nth(&op);
+                    self.summary.returned += 1;
+                    self.nodes[at].relaxed.retain(|&taken| taken != nth);
+                    if self.mutation != Some(Mutation::DropWhatIsReturned) {
+                        self.sum_for_nobody(nth);
+                    }
                 }
             }
         }
