@@ -30,6 +30,10 @@ impl Store for Nothing {
     async fn raise(&self, _: u32) -> Result<Raised, Error> {
         Ok(Raised { epoch: 1, checkpoint_seq: 0, marks: Vec::new() })
     }
+    async fn standing(&self, _: u32) -> Result<Raised, Error> {
+        Ok(Raised { epoch: 1, checkpoint_seq: 0, marks: Vec::new() })
+    }
+    fn release(&self, _: u32, _: u64) {}
     async fn read(&self, _: u32, _: u64, _: usize) -> Result<Vec<Entry>, Error> {
         Ok(Vec::new())
     }

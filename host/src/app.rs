@@ -94,7 +94,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         },
     )?;
     if let Some(membership) = &mut membership {
-        membership.start(&node, advertised(address).to_string())?;
+        membership.start(&node, commit_settings, advertised(address).to_string())?;
     }
     let sampling = tokio::spawn(sample(node.clone(), membership.as_ref().map(|membership| membership.etcd.clone())));
     announce(address, &compat)?;

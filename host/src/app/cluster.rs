@@ -4,7 +4,7 @@
 //! rules that the node puts in force, and what the agent decides shards by. The agent tells the commit thread to take
 //! shards over and to hand them over; the store alone decides who writes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::backend::ClusterBackend;
 use crate::cluster::{Agent, Config, Shards};
-use crate::commit::Commits;
+use crate::commit::{self, Commits, Followers};
 use crate::error::{Error, Kind};
 use crate::limits;
 use crate::node::{self, Node};
@@ -179,7 +179,7 @@ impl Membership {
     }
 
     /// Serves peers, follows the registry, and takes part in the distribution of shards.
-    pub fn start(&mut self, node: &Arc<Node>, http_address: String) -> Result<()> {
+    pub fn start(&mut self, node: &Arc<Node>, settings: commit::Settings, http_address: String) -> Result<()> {
         let Some(socket) = self.sockets.take() else { bail!("a node joins once") };
         let commits = &node.commits;
         tokio::spawn(self.receiver.clone().run());
@@ -226,7 +226,12 @@ impl Membership {
             shards: node.shards,
             lease_ttl: self.etcd.lease_ttl(),
         };
-        let shards = CommitShards { commits: commits.clone(), receiver: self.receiver.clone(), lost: Mutex::default() };
+        let shards = CommitShards {
+            commits: commits.clone(),
+            receiver: self.receiver.clone(),
+            followers: Followers::new(commits.clone(), node.store.clone(), settings),
+            lost: Mutex::default(),
+        };
         self.agent = Some(Agent::start(config, self.etcd.clone(), Arc::new(shards)));
         Ok(())
     }
@@ -394,6 +399,7 @@ impl Shared for SharedEtcd {
 struct CommitShards {
     commits: Arc<Commits>,
     receiver: Arc<Receiver>,
+    followers: Followers,
     /// Taken from the commit thread and not told to the agent yet.
     lost: Mutex<VecDeque<u32>>,
 }
@@ -410,6 +416,10 @@ impl Shards for CommitShards {
     async fn hand_over(&self, shard: u32) {
         self.commits.hand_over(shard).await;
         self.receiver.forget(shard);
+    }
+
+    fn stand_by(&self, shards: &BTreeSet<u32>) {
+        self.followers.follow(shards);
     }
 
     async fn lost(&self) -> u32 {

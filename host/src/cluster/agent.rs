@@ -2,7 +2,7 @@
 //!
 //! It decides nothing. Effects of one shard run one after the other, those of different shards side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ pub trait Shards: Send + Sync + 'static {
     /// Stops serving: takes no more operations, and answers when those that it took are answered. What is not
     /// served is no error. Ends by itself.
     async fn hand_over(&self, shard: u32);
+
+    /// Follows the journals of these shards and of no others: this node would serve them next.
+    fn stand_by(&self, shards: &BTreeSet<u32>);
 
     /// Waits for the next shard that the store fenced. Nothing is missed when the call is dropped and made again.
     async fn lost(&self) -> u32;
@@ -111,6 +114,7 @@ async fn run<C: Claims, S: Shards>(
     let mut ticks = interval(limits::OWNERSHIP_TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pictures.mark_changed();
+    let mut standing_by = BTreeSet::new();
     loop {
         let shards = hands.shards.clone();
         let event = tokio::select! {
@@ -132,6 +136,10 @@ async fn run<C: Claims, S: Shards>(
         };
         effects.extend(machine.step(event));
         effects.into_iter().for_each(|effect| hands.begin(effect));
+        if *machine.standing_by() != standing_by {
+            standing_by.clone_from(machine.standing_by());
+            hands.shards.stand_by(&standing_by);
+        }
         done.send_if_modified(|done| std::mem::replace(done, machine.is_drained()) != *done);
     }
 }
@@ -200,8 +208,6 @@ async fn carry_out<C: Claims, S: Shards>(claims: Arc<C>, shards: Arc<S>, effect:
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use parking_lot::Mutex;
     use tokio::sync::mpsc;
 
@@ -253,6 +259,7 @@ mod tests {
 
     struct Fake {
         serving: Arc<Mutex<BTreeSet<u32>>>,
+        standing_by: Arc<Mutex<BTreeSet<u32>>>,
         failures: Mutex<u32>,
         epoch: Mutex<u64>,
         lost: tokio::sync::Mutex<mpsc::Receiver<u32>>,
@@ -273,6 +280,10 @@ mod tests {
 
         async fn hand_over(&self, shard: u32) {
             self.serving.lock().remove(&shard);
+        }
+
+        fn stand_by(&self, shards: &BTreeSet<u32>) {
+            self.standing_by.lock().clone_from(shards);
         }
 
         async fn lost(&self) -> u32 {
@@ -303,14 +314,16 @@ mod tests {
         agent: Agent,
         registry: Arc<Registry>,
         serving: Arc<Mutex<BTreeSet<u32>>>,
+        standing_by: Arc<Mutex<BTreeSet<u32>>>,
         lose: mpsc::Sender<u32>,
     }
 
     fn start(id: &'static str, picture: &watch::Sender<Arc<Picture>>, failures: u32) -> Member {
         let (lose, lost) = mpsc::channel(8);
-        let serving = Arc::new(Mutex::new(BTreeSet::new()));
+        let (serving, standing_by) = <(Arc<Mutex<BTreeSet<u32>>>, Arc<Mutex<BTreeSet<u32>>>)>::default();
         let fake = Fake {
             serving: serving.clone(),
+            standing_by: standing_by.clone(),
             failures: Mutex::new(failures),
             epoch: Mutex::new(0),
             lost: tokio::sync::Mutex::new(lost),
@@ -318,7 +331,7 @@ mod tests {
         let registry = Arc::new(Registry { node: id, picture: picture.clone() });
         let config = Config { node: id.into(), incarnation: 1, shards: 12, lease_ttl: Duration::from_millis(200) };
         let agent = Agent::start(config, registry.clone(), Arc::new(fake));
-        Member { agent, registry, serving, lose }
+        Member { agent, registry, serving, standing_by, lose }
     }
 
     fn cluster(nodes: &[&str]) -> watch::Sender<Arc<Picture>> {
@@ -353,6 +366,12 @@ mod tests {
         until(&picture, "they share", |picture| served_by(picture, "a") == 6 && served_by(picture, "b") == 6).await;
         assert_eq!((a.serving.lock().len(), b.serving.lock().len()), (6, 6));
         assert!(a.serving.lock().is_disjoint(&b.serving.lock()));
+        let stand_by = async {
+            while *a.standing_by.lock() != *b.serving.lock() || *b.standing_by.lock() != *a.serving.lock() {
+                tokio::time::sleep(limits::OWNERSHIP_TICK).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, stand_by).await.expect("each stands by for the other");
     }
 
     #[tokio::test]

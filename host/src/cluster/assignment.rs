@@ -24,12 +24,19 @@ pub fn desired<'a>(live: &BTreeSet<&'a str>, owners: &[Option<&str>]) -> Vec<Opt
     map
 }
 
-/// Who would get `shard` if its owner died now: the node that may follow its journal. None without an owner, or
-/// when there is nobody else.
-pub fn standby<'a>(live: &BTreeSet<&'a str>, owners: &[Option<&str>], shard: u32) -> Option<&'a str> {
-    let owner = owners.get(shard as usize).copied().flatten()?;
-    let survivors: BTreeSet<&str> = live.iter().copied().filter(|node| *node != owner).collect();
-    desired(&survivors, owners)[shard as usize]
+/// The shards that `node` would get if their owner died now, each for itself. Shards without an owner are nobody's to
+/// stand by for.
+pub fn standbys(live: &BTreeSet<&str>, owners: &[Option<&str>], node: &str) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let others: BTreeSet<&str> = owners.iter().flatten().copied().filter(|owner| *owner != node).collect();
+    for dead in others {
+        let survivors: BTreeSet<&str> = live.iter().copied().filter(|node| *node != dead).collect();
+        let map = desired(&survivors, owners);
+        let ours = (0u32..).zip(owners).zip(map);
+        let ours = ours.filter(|((_, owner), next)| **owner == Some(dead) && *next == Some(node));
+        found.extend(ours.map(|((shard, _), _)| shard));
+    }
+    found
 }
 
 /// How many shards each node should have. Those that have the most now get the larger shares.
@@ -134,11 +141,13 @@ mod tests {
         }
 
         #[test]
-        fn the_standby_is_who_gets_the_shard_when_its_owner_dies((live, owners) in case()) {
+        fn one_node_stands_by_for_each_shard_and_gets_it_when_its_owner_dies((live, owners) in case()) {
             let map = desired(&live, &owners);
             for shard in 0..map.len() {
-                let survivors = live.iter().copied().filter(|node| Some(*node) != map[shard]).collect();
-                prop_assert_eq!(standby(&live, &map, shard as u32), desired(&survivors, &map)[shard]);
+                let survivors: BTreeSet<_> = live.iter().copied().filter(|node| Some(*node) != map[shard]).collect();
+                let next = desired(&survivors, &map)[shard];
+                let stand_by = live.iter().filter(|node| standbys(&live, &map, node).contains(&(shard as u32)));
+                prop_assert_eq!(stand_by.copied().collect::<Vec<_>>(), next.into_iter().collect::<Vec<_>>());
             }
         }
     }
@@ -165,6 +174,6 @@ mod tests {
     #[test]
     fn without_live_nodes_nobody_is_desired() {
         assert_eq!(desired(&BTreeSet::new(), &[Some("a"), None]), [None, None]);
-        assert_eq!(standby(&["a"].into(), &[Some("a"), None], 0), None);
+        assert!(standbys(&["a"].into(), &[Some("a"), None], "a").is_empty());
     }
 }

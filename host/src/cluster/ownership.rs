@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::assignment::desired;
+use super::assignment::{desired, standbys};
 use crate::limits;
 use crate::registry::picture::{Owner, Picture, State};
 
@@ -128,6 +128,7 @@ pub struct Ownership {
     /// From then on, keys that were never there are claimed: a living owner had a lease time to put them back.
     settled_at: Duration,
     draining: bool,
+    standing_by: BTreeSet<u32>,
 }
 
 impl Ownership {
@@ -142,6 +143,7 @@ impl Ownership {
             recoveries: 0,
             settled_at: Duration::MAX,
             draining: false,
+            standing_by: BTreeSet::new(),
         }
     }
 
@@ -183,7 +185,14 @@ impl Ownership {
             }
         }
         self.plan(&mut effects);
+        self.standing_by.retain(|&shard| !matches!(self.shards[shard as usize].phase, Phase::Serving { .. }));
         effects
+    }
+
+    /// Shards whose journals this node should follow, because it would be their next owner. One that lost its owner stays
+    /// until it is served.
+    pub fn standing_by(&self) -> &BTreeSet<u32> {
+        &self.standing_by
     }
 
     /// The epoch under which this node serves `shard`.
@@ -226,7 +235,26 @@ impl Ownership {
             }
         }
         self.wanted = self.map(&picture);
+        if self.draining {
+            self.standing_by.clear();
+        } else if self.picture.as_ref().is_none_or(|before| may_own_differently(before, &picture)) {
+            self.stand_by(&picture);
+        }
         self.picture = Some(picture);
+    }
+
+    fn stand_by(&mut self, picture: &Picture) {
+        let live: BTreeSet<&str> = picture.nodes.values().filter(|n| n.takes_shards()).map(|n| n.id.as_str()).collect();
+        let us = self.config.node.as_str();
+        let mut next = if live.contains(us) { standbys(&live, &self.owners(picture), us) } else { BTreeSet::new() };
+        let theirs = |shard: &u32| picture.owners.get(shard).is_some_and(|owner| !self.is_ours(owner));
+        next.extend(self.standing_by.iter().copied().filter(|shard| !theirs(shard)));
+        self.standing_by = next;
+    }
+
+    /// By shard, who holds its key.
+    fn owners<'a>(&self, picture: &'a Picture) -> Vec<Option<&'a str>> {
+        (0..self.config.shards).map(|shard| picture.owners.get(&shard).map(|owner| owner.node.as_str())).collect()
     }
 
     fn claimed(&mut self, shard: u32, ours: bool, effects: &mut Vec<Effect>) {
@@ -284,9 +312,7 @@ impl Ownership {
         let takes = picture.nodes.values().filter(|node| node.takes_shards()).map(|node| node.id.as_str());
         // Our own entry may not say yet that we drain.
         let live: BTreeSet<&str> = takes.filter(|node| !(self.draining && *node == us)).collect();
-        let owners: Vec<Option<&str>> =
-            (0..self.config.shards).map(|shard| picture.owners.get(&shard).map(|owner| owner.node.as_str())).collect();
-        let wanted = desired(&live, &owners).into_iter().map(|node| match node {
+        let wanted = desired(&live, &self.owners(picture)).into_iter().map(|node| match node {
             None => Wanted::Nobody,
             Some(node) if node == us => Wanted::Us,
             Some(_) => Wanted::Other,
@@ -381,4 +407,12 @@ impl Ownership {
         let open = |place: &&Shard| place.handed_until.is_some_and(|until| until > self.now);
         self.shards.iter().filter(open).count() < limits::RELEASES_MAX
     }
+}
+
+/// Whether other nodes may own shards now, or own other ones. Most pictures bring other news.
+fn may_own_differently(before: &Picture, now: &Picture) -> bool {
+    let takes = |picture: &Picture| -> Vec<String> {
+        picture.nodes.values().filter(|node| node.takes_shards()).map(|node| node.id.clone()).collect()
+    };
+    !Arc::ptr_eq(&before.owners, &now.owners) || !Arc::ptr_eq(&before.nodes, &now.nodes) && takes(before) != takes(now)
 }

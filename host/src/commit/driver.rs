@@ -83,7 +83,7 @@ impl Driver {
         for shard in 0..self.commits.tables.len() as u32 {
             let table = &self.commits.tables[shard as usize];
             let durable_seq = table.partials.read().applied();
-            let (writer, read) = take_over(&*self.store, self.settings, shard, durable_seq).await?;
+            let (writer, read) = take_over(&*self.store, self.settings, shard, durable_seq, None).await?;
             table.epoch.store(writer.epoch(), Ordering::Release);
             let mut partials = table.partials.write();
             partials.replace(*read);

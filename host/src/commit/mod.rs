@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod driver;
 pub mod inbox;
 pub mod lanes;
+pub mod standby;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use checkpoint::Checkpointer;
 pub use driver::Driver;
 pub use inbox::{Answer, Inbox, ticket};
 pub use lanes::Lanes;
+pub use standby::{Followers, Standbys};
 
 /// The state of one shard that other threads read. The journal position is `partials.applied()`, the number of resident
 /// counters `partials.len()`.
@@ -157,6 +159,12 @@ pub struct Settings {
     pub resident_max: usize,
 }
 
+impl Settings {
+    fn key_window_ms(self) -> u64 {
+        u64::try_from(self.key_window.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 /// The handle that everybody else holds.
 #[derive(Debug)]
 pub struct Commits {
@@ -179,6 +187,8 @@ pub struct Commits {
     pub lost: Inbox<u32>,
     /// Relaxed operations that were answered already and whose shard went to another node before they were written.
     pub strays: Inbox<Op>,
+    /// What was read of shards that this node would serve next.
+    pub standbys: Standbys,
     pub stats: Stats,
 }
 
@@ -205,6 +215,7 @@ impl Commits {
             peers: Inbox::default(),
             lost: Inbox::default(),
             strays: Inbox::default(),
+            standbys: Standbys::new(shards),
             stats: Stats::default(),
         }
     }

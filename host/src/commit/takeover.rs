@@ -1,20 +1,20 @@
 //! Takes one shard over on a store: carries out what [`takeover`] asks for.
 
-use crate::shard::{Partials, Writer, takeover};
+use crate::shard::{Partials, Replay, Writer, takeover};
 use crate::store::{self, Store};
 
 use super::Settings;
 
 /// The shard's writer under a new epoch, and what is readable of it. `durable_seq` is the highest sequence that this
-/// process knows to be durable; a journal that ends before it is `Damaged`.
+/// process knows to be durable; a journal that ends before it is `Damaged`. `standby` is what was read of it already.
 pub(super) async fn take_over(
     store: &dyn Store,
     settings: Settings,
     shard: u32,
     durable_seq: u64,
+    standby: Option<Replay>,
 ) -> Result<(Box<Writer>, Box<Partials>), store::Error> {
-    let window_ms = u64::try_from(settings.key_window.as_millis()).unwrap_or(u64::MAX);
-    let (mut machine, mut effect) = takeover::Takeover::begin(shard, window_ms, durable_seq);
+    let (mut machine, mut effect) = takeover::Takeover::begin(shard, settings.key_window_ms(), durable_seq, standby);
     loop {
         let event = match effect {
             takeover::Effect::Raise => {

@@ -121,6 +121,16 @@ fn node(node: &Node, families: &mut Families<'_>) -> std::fmt::Result {
         node.store.journal_bytes() as f64,
     )?;
     families.gauge(
+        "standby_shards",
+        "Shards of other nodes whose journals are followed, for a short takeover",
+        commits.standbys.followed() as f64,
+    )?;
+    families.gauge(
+        "standby_records",
+        "Counters and idempotency records in memory for those shards",
+        commits.standbys.records() as f64,
+    )?;
+    families.gauge(
         "recent_keys",
         "Idempotency records that no checkpoint holds yet",
         stats.recent_keys.load(Ordering::Relaxed) as f64,

@@ -10,10 +10,12 @@ pub mod marks;
 pub mod op;
 pub mod partials;
 pub mod producer;
+pub mod replay;
 pub mod takeover;
 pub mod writer;
 
 pub use entry::Entry;
 pub use op::{Kind, Op, Origin, Outcome, Refusal};
 pub use partials::{Partial, Partials};
+pub use replay::Replay;
 pub use writer::Writer;

@@ -4,6 +4,7 @@
 
 use super::entry::{Entry, Mark};
 use super::partials::Partials;
+use super::replay::{Hole, Replay};
 use super::writer::Writer;
 
 #[derive(Debug)]
@@ -33,60 +34,55 @@ pub struct Takeover {
     key_window_ms: u64,
     /// The journal must reach this far.
     durable_seq: u64,
-    read: Option<(Box<Writer>, Box<Partials>)>,
-    last_seq: u64,
-    last_epoch: u64,
+    epoch: u64,
+    /// What is read of the journal; before the epoch is raised, what was read while standing by.
+    read: Option<Replay>,
 }
 
 impl Takeover {
-    /// `durable_seq` is the highest sequence that this process knows to be durable; 0 when it knows nothing.
+    /// `durable_seq` is the highest sequence that this process knows to be durable; 0 when it knows nothing. `standby` is
+    /// what it has read of the journal already, if it stood by.
     ///
     /// The readable state is made anew from what is read, for another owner may have changed anything since. An entry
     /// whose outcome an earlier writer never learned becomes visible if it is in the journal, and leaves no trace if not.
-    pub fn begin(shard: u32, key_window_ms: u64, durable_seq: u64) -> (Self, Effect) {
-        (Self { shard, key_window_ms, durable_seq, read: None, last_seq: 0, last_epoch: 0 }, Effect::Raise)
+    pub fn begin(shard: u32, key_window_ms: u64, durable_seq: u64, standby: Option<Replay>) -> (Self, Effect) {
+        (Self { shard, key_window_ms, durable_seq, epoch: 0, read: standby }, Effect::Raise)
     }
 
     pub fn step(&mut self, event: Event) -> Effect {
         match event {
             Event::Raised { epoch, checkpoint_seq, marks } => {
-                let mut writer = Writer::new(self.shard, epoch, checkpoint_seq + 1, self.key_window_ms);
-                for mark in marks {
-                    writer.restore_mark(mark);
-                }
-                self.last_seq = checkpoint_seq;
-                self.read = Some((Box::new(writer), Box::new(Partials::after_checkpoint(checkpoint_seq))));
-                Effect::Read { after: checkpoint_seq }
+                self.epoch = epoch;
+                // What is behind the checkpoint cannot go on: the entries after it may be dropped.
+                let stood_by = self.read.take().filter(|read| read.last_seq() >= checkpoint_seq);
+                let read = match stood_by {
+                    Some(mut read) => {
+                        read.checkpointed(checkpoint_seq);
+                        read
+                    }
+                    None => Replay::after_checkpoint(self.shard, self.key_window_ms, checkpoint_seq, marks),
+                };
+                let after = read.last_seq();
+                self.read = Some(read);
+                Effect::Read { after }
             }
             Event::Read(entries) if entries.is_empty() => self.serve(),
-            Event::Read(entries) => self.replay(entries),
+            Event::Read(entries) => {
+                let read = self.read.as_mut().expect("entries are read after the epoch was raised");
+                match read.replay(entries) {
+                    Ok(()) => Effect::Read { after: read.last_seq() },
+                    Err(Hole { expected_seq, found_seq }) => Effect::Damaged { expected_seq, found_seq },
+                }
+            }
         }
     }
 
     fn serve(&mut self) -> Effect {
-        if self.last_seq < self.durable_seq {
-            return Effect::Damaged { expected_seq: self.durable_seq, found_seq: self.last_seq };
+        let read = self.read.take().expect("entries are read after the epoch was raised");
+        if read.last_seq() < self.durable_seq {
+            return Effect::Damaged { expected_seq: self.durable_seq, found_seq: read.last_seq() };
         }
-        let (mut writer, partials) = self.read.take().expect("entries are read after the epoch was raised");
-        writer.resume(self.last_seq + 1);
+        let (writer, partials) = read.serve(self.epoch);
         Effect::Serve(writer, partials)
-    }
-
-    fn replay(&mut self, entries: Vec<Entry>) -> Effect {
-        let (writer, partials) = self.read.as_mut().expect("entries are read after the epoch was raised");
-        for entry in entries {
-            if entry.seq != self.last_seq + 1 || entry.epoch < self.last_epoch || entry.shard != self.shard {
-                return Effect::Damaged { expected_seq: self.last_seq + 1, found_seq: entry.seq };
-            }
-            partials.apply(&entry);
-            for record in entry.keys {
-                writer.restore_key(record, entry.seq);
-            }
-            for mark in entry.marks {
-                writer.restore_mark(mark);
-            }
-            (self.last_seq, self.last_epoch) = (entry.seq, entry.epoch);
-        }
-        Effect::Read { after: self.last_seq }
     }
 }

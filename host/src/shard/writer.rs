@@ -211,8 +211,12 @@ impl Writer {
     }
 
     /// After a replay: the next entry follows the last one read.
-    pub(super) fn resume(&mut self, next_seq: u64) {
-        self.next_seq = next_seq;
+    pub(super) fn resume(&mut self, epoch: u64, next_seq: u64) {
+        (self.epoch, self.next_seq) = (epoch, next_seq);
+    }
+
+    pub(super) fn forget_checkpointed(&mut self, seq: u64) {
+        self.keys.checkpointed(seq);
     }
 
     pub(super) fn restore_key(&mut self, record: KeyRecord, seq: u64) {

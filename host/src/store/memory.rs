@@ -218,6 +218,16 @@ impl Store for MemoryStore {
         })
     }
 
+    async fn standing(&self, shard: u32) -> Result<Raised, Error> {
+        self.with(|state| {
+            state.known(shard)?;
+            let disk = &state.disk.shards[shard as usize];
+            Ok(Raised { epoch: disk.epoch, checkpoint_seq: disk.covered, marks: disk.marks.clone() })
+        })
+    }
+
+    fn release(&self, _: u32, _: u64) {}
+
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         self.with(|state| {
             state.known(shard)?;

@@ -96,8 +96,15 @@ pub trait Store: Send + Sync + 'static {
     /// an older epoch can be applied. Every call raises it.
     async fn raise(&self, shard: u32) -> Result<Raised, Error>;
 
+    /// What [`Self::raise`] would answer, without raising: `epoch` is the present one's. For whoever stands by.
+    async fn standing(&self, shard: u32) -> Result<Raised, Error>;
+
+    /// This process serves `shard` no more under `epoch`: what is remembered of that ownership is forgotten.
+    fn release(&self, shard: u32, epoch: u64);
+
     /// Entries of `shard` after `seq`, in order, at most about `bytes_max` of them (at least one, if there is any).
-    /// Includes everything that was ever answered `Applied`, unless a checkpoint covers it.
+    /// Includes everything that was ever answered `Applied`, unless a checkpoint covers it. What is read once is read
+    /// always, until a checkpoint covers it.
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error>;
 
     /// Appends one entry each of several shards, in one durable write where the store can. Answers one result per entry,

@@ -40,9 +40,11 @@ pub enum Mutation {
     NotWrittenAfterUnknown,
     /// Relaxed operations that a writer gives back go nowhere.
     DropWhatIsReturned,
+    /// A node that stands by follows counters, and not what recognises repetitions.
+    StandbyWithoutMarks,
 }
 
-const MUTATIONS: [Mutation; 10] = [
+const MUTATIONS: [Mutation; 11] = [
     Mutation::AnswerBeforeDurable,
     Mutation::MarksNotInTheEntry,
     Mutation::KeysNotInTheEntry,
@@ -53,6 +55,7 @@ const MUTATIONS: [Mutation; 10] = [
     Mutation::NewSequencesOnReconnect,
     Mutation::NotWrittenAfterUnknown,
     Mutation::DropWhatIsReturned,
+    Mutation::StandbyWithoutMarks,
 ];
 
 const SEEDS: u64 = 300;

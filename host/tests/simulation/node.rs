@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use quipu::counter::Id;
 use quipu::shard::entry::{KeyRecord, Mark};
 use quipu::shard::takeover::{self, Takeover};
-use quipu::shard::{Partial, Partials, Writer};
+use quipu::shard::{Partial, Partials, Replay, Writer};
 
 #[derive(Default)]
 pub struct Node {
@@ -13,6 +13,8 @@ pub struct Node {
     pub life: u64,
     pub partials: Partials,
     pub owner: Option<Owner>,
+    /// What it has read of the journal while another owns it.
+    pub standby: Option<Replay>,
     /// Streams and rounds that brought a producer's sequence, for its answers.
     pub routes: BTreeMap<(u128, u64), VecDeque<(usize, u64)>>,
     pub reads: Vec<Read>,
@@ -33,8 +35,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    pub fn new(serial: u64, durable_seq: u64) -> Self {
-        let takeover = Some(Takeover::begin(0, super::world::KEY_WINDOW_MS, durable_seq));
+    pub fn new(serial: u64, durable_seq: u64, standby: Option<Replay>) -> Self {
+        let takeover = Some(Takeover::begin(0, super::world::KEY_WINDOW_MS, durable_seq, standby));
         Self { serial, takeover, writer: None, asks: Vec::new(), unsure: false, confirming: false }
     }
 }

@@ -342,6 +342,7 @@ impl Lane {
         let shard = self.shard;
         let table = &self.shared.commits.tables[shard as usize];
         table.epoch.store(0, Ordering::Release);
+        self.shared.store.release(shard, self.epoch());
         // What the writer has not answered was never sent to the store.
         let effects = self.step(Event::Appended(Append::Lost { applied: Some(false) }));
         effects.into_iter().for_each(|effect| self.settle(effect));

@@ -247,10 +247,16 @@ impl Lanes {
         cancelled: &Cell<bool>,
     ) -> Result<(Box<Writer>, Box<Partials>), store::Error> {
         let durable_seq = self.shared.durable.borrow()[shard as usize];
+        let mut standby = self.shared.commits.standbys.take(shard);
         let mut wait = RETRY.0;
         loop {
-            match take_over(&*self.shared.store, self.shared.settings, shard, durable_seq).await {
+            let stood_by = standby.is_some();
+            match take_over(&*self.shared.store, self.shared.settings, shard, durable_seq, standby.take()).await {
                 Ok(taken) => return Ok(taken),
+                // The journal itself decides whether it is damaged, not what was read of it before.
+                Err(store::Error::Damaged(why)) if stood_by => {
+                    warn!("shard {shard} is read from its checkpoint: {why}")
+                }
                 Err(why @ store::Error::Damaged(_)) => {
                     error!("shard {shard} cannot be served: {why}");
                     return Err(why);

@@ -108,10 +108,7 @@ impl CassandraStore {
 
     /// Another owner was met.
     fn lost(&self, entry: &Entry) {
-        let mut owned = self.owned.lock();
-        if owned.get(&entry.shard).is_some_and(|owned| owned.epoch == entry.epoch) {
-            owned.remove(&entry.shard);
-        }
+        self.release(entry.shard, entry.epoch);
     }
 
     fn lapse(&self, shard: u32) {
@@ -137,6 +134,20 @@ impl Store for CassandraStore {
     async fn raise(&self, shard: u32) -> Result<Raised, Error> {
         self.known(shard)?;
         self.take_over(shard).await
+    }
+
+    async fn standing(&self, shard: u32) -> Result<Raised, Error> {
+        self.known(shard)?;
+        let row = self.shard_row(shard).await?;
+        let marks = self.load_marks(shard, &row).await?;
+        Ok(Raised { epoch: row.epoch, checkpoint_seq: row.position, marks })
+    }
+
+    fn release(&self, shard: u32, epoch: u64) {
+        let mut owned = self.owned.lock();
+        if owned.get(&shard).is_some_and(|owned| owned.epoch == epoch) {
+            owned.remove(&shard);
+        }
     }
 
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {

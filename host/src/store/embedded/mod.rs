@@ -191,6 +191,17 @@ impl Store for EmbeddedStore {
         self.with(|open| open.raise(shard))
     }
 
+    async fn standing(&self, shard: u32) -> Result<Raised, Error> {
+        self.known(shard)?;
+        self.with(|open| {
+            let Covered { seq, marks } = open.lsm.covered(shard)?;
+            Ok(Raised { epoch: open.journal.lock().epoch(shard), checkpoint_seq: seq, marks })
+        })
+    }
+
+    /// Its shards are this process's until it ends.
+    fn release(&self, _: u32, _: u64) {}
+
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         self.known(shard)?;
         self.with(|open| open.journal.lock().read(shard, after_seq, bytes_max))

@@ -49,6 +49,7 @@ pub struct Summary {
     skips: u64,
     renamed: u64,
     reads: u64,
+    stood_by: u64,
     relaxed: u64,
     returned: u64,
     forgotten: u64,
@@ -71,6 +72,7 @@ impl AddAssign for Summary {
             (&mut self.skips, other.skips),
             (&mut self.renamed, other.renamed),
             (&mut self.reads, other.reads),
+            (&mut self.stood_by, other.stood_by),
             (&mut self.relaxed, other.relaxed),
             (&mut self.returned, other.returned),
             (&mut self.forgotten, other.forgotten),
@@ -83,11 +85,22 @@ impl Summary {
     pub fn assert_eventful(&self) {
         let Self { trace: _, acknowledged, refused, unknown, replayed, takeovers, crashes, .. } = *self;
         let Self {
-            fenced, resent, checkpoints, evictions, skips, renamed, reads, relaxed, returned, forgotten, ..
+            fenced,
+            resent,
+            checkpoints,
+            evictions,
+            skips,
+            renamed,
+            reads,
+            stood_by,
+            relaxed,
+            returned,
+            forgotten,
+            ..
         } = *self;
         let counts = [acknowledged, refused, unknown, replayed, takeovers, crashes, fenced, resent];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
-        let counts = [checkpoints, evictions, skips, renamed, reads, relaxed, returned, forgotten];
+        let counts = [checkpoints, evictions, skips, renamed, reads, stood_by, relaxed, returned, forgotten];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
     }
 }
@@ -203,7 +216,7 @@ impl World {
     /// A new owner reads what is durable; nothing else remains.
     pub fn check(&mut self) {
         self.nodes[1] = Node::default();
-        self.nodes[1].owner = Some(Owner::new(self.serial + 1, 0));
+        self.nodes[1].owner = Some(Owner::new(self.serial + 1, 0, None));
         while !self.nodes[1].serves() {
             self.progress_takeover(1);
         }
@@ -253,7 +266,8 @@ impl World {
             84..88 => self.confirm(node),
             _ if self.calm => self.find_owner(),
             88..92 => self.new_sum(),
-            92..94 => self.begin_read(node),
+            92 => self.begin_read(node),
+            93 => self.follow(node),
             94 if self.rng.percent(50) => self.evict(node),
             95 => self.cut_a_stream(),
             96 if self.rng.percent(50) => self.time_out(),

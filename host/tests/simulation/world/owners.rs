@@ -2,7 +2,7 @@
 
 use quipu::shard::takeover;
 use quipu::shard::writer::{Append, Effect, Event};
-use quipu::shard::{Origin, Outcome};
+use quipu::shard::{Origin, Outcome, Replay};
 
 use super::super::Mutation;
 use super::super::clients::{Told, sum_id};
@@ -27,7 +27,9 @@ impl World {
         self.lose(at, Append::Lost { applied: None });
         self.serial += 1;
         let durable_seq = self.nodes[at].partials.applied();
-        self.nodes[at].owner = Some(Owner::new(self.serial, durable_seq));
+        let standby = self.nodes[at].standby.take();
+        self.summary.stood_by += u64::from(standby.is_some());
+        self.nodes[at].owner = Some(Owner::new(self.serial, durable_seq, standby));
         self.summary.takeovers += 1;
     }
 
@@ -44,6 +46,21 @@ impl World {
                 self.cut(nth);
             }
         }
+    }
+
+    /// A node that owns nothing reads on in the journal, or begins at the checkpoint.
+    pub(super) fn follow(&mut self, at: usize) {
+        if self.nodes[at].owner.is_some() {
+            return;
+        }
+        let (covered, marks) = (self.disk.covered, self.disk.marks.clone());
+        let begin = || Replay::after_checkpoint(0, super::KEY_WINDOW_MS, covered, marks);
+        let mut standby = self.nodes[at].standby.take().unwrap_or_else(begin);
+        let mut entries = self.disk.read(standby.last_seq(), 1 + self.rng.below(20));
+        if self.mutation == Some(Mutation::StandbyWithoutMarks) {
+            entries.iter_mut().for_each(|entry| entry.marks.clear());
+        }
+        self.nodes[at].standby = standby.replay(entries).is_ok().then_some(standby);
     }
 
     /// What a writer took with it: in flight without an answer, or in the memory of a node that crashed.
