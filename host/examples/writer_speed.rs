@@ -14,7 +14,7 @@ use quipu::counter::{Bounds, Id, candidates, key_hash};
 use quipu::shard::entry::{Entry, KeyRecord};
 use quipu::shard::{Kind, Op, Origin, Outcome, Partial};
 use quipu::store::embedded::{self, EmbeddedStore};
-use quipu::store::{Appended, Checkpoint, Error, Listed, Raised, Store};
+use quipu::store::{Appended, Checkpoint, Error, Listed, Raised, RollupPart, Store};
 
 const SHARDS: u32 = 12;
 
@@ -59,6 +59,12 @@ impl Store for Nothing {
         Ok(0)
     }
     async fn list(&self, _: &str, _: Option<&Id>, _: usize) -> Result<Vec<Listed>, Error> {
+        Ok(Vec::new())
+    }
+    async fn put_rollup(&self, _: &Id, _: &[RollupPart]) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn rollup(&self, _: &Id) -> Result<Vec<RollupPart>, Error> {
         Ok(Vec::new())
     }
     async fn get(&self, _: &str, _: &str) -> Result<Option<Vec<u8>>, Error> {

@@ -133,6 +133,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::task::spawn_blocking(move || server.drain()).await?;
     if let Some(membership) = &membership {
         membership.flush(&commits, limits::HAND_OVER_TIMEOUT).await;
+        node.write_rollups().await;
     }
     commits.stop();
     let joined = tokio::task::spawn_blocking(move || threads.join()).await?;

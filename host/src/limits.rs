@@ -44,6 +44,9 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 pub const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 /// Operations queued for the shard writers of a node and not yet journaled.
 pub const QUEUE_OPS_MAX: usize = 131_072;
+/// While so many wait on a node, it takes no relaxed ones: nobody else knows those, so a node that stops must be able to
+/// pass them on, and one that dies loses no more.
+pub const RELAXED_QUEUE_MAX: usize = 16_384;
 /// Journal bytes read at once while a shard is taken over.
 pub const REPLAY_BYTES: usize = 8 * 1024 * 1024;
 /// Questions of one shard to a store behind a network that are under way at once.
@@ -72,6 +75,11 @@ pub const PLUGIN_CHUNK_BYTES: usize = 1024 * 1024;
 pub const BATCH_POLICY_CALLS_MAX: usize = 64;
 /// Totals a node keeps for reads that accept an older one.
 pub const CACHED_TOTALS_MAX: usize = 65_536;
+/// What was read for such totals is written to the store of a cluster this often, of so many counters at most, with so
+/// many writes at a time.
+pub const ROLLUP_INTERVAL: Duration = Duration::from_secs(1);
+pub const ROLLUPS_WAITING_MAX: usize = 10_000;
+pub const ROLLUP_WRITES_IN_FLIGHT: usize = 16;
 /// Prefixes that have or had a rule.
 pub const RULE_HISTORIES_MAX: usize = 10_000;
 /// Approximate bytes of one journal entry; the operation that reaches it is the entry's last.
@@ -218,6 +226,8 @@ pub const CASSANDRA_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to Cassandra is asked for a sign of life this often, and given up without one after this long: a broken
 /// one is otherwise kept for as long as TCP tries.
 pub const CASSANDRA_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// A node that starts asks a Cassandra that does not answer again for so long.
+pub const STORE_START_PATIENCE: Duration = Duration::from_secs(30);
 /// To wait for the answer to one statement, and to one that changes the schema.
 pub const CASSANDRA_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CASSANDRA_SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);

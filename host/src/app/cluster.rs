@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use async_trait::async_trait;
@@ -32,16 +32,30 @@ use crate::registry::picture::{self, NodeInfo, Picture, State};
 use crate::registry::{History, Shared, Snapshot};
 use crate::settings::cluster::{Cluster as Chosen, Credentials, Role, TlsFiles};
 use crate::settings::{Secret, Settings};
-use crate::store::Store;
-use crate::store::cassandra;
+use crate::store::{self, Store, cassandra};
 
 /// Opens the store that the cluster shares, after making it if that is allowed.
 pub async fn open_store(settings: &Settings, chosen: &Chosen) -> Result<Arc<dyn Store>> {
     let settings = store_settings(settings, chosen);
-    if chosen.create_schema {
-        cassandra::init(&settings).await?;
+    let until = Instant::now() + limits::STORE_START_PATIENCE;
+    loop {
+        match try_to_open(&settings, chosen.create_schema).await {
+            Ok(store) => return Ok(store),
+            // It is there, and too busy to answer, or just starting.
+            Err(why @ store::Error::NotApplied(_)) if Instant::now() < until => {
+                warn!("Cassandra is asked again: {why}")
+            }
+            Err(why) => return Err(why.into()),
+        }
+        tokio::time::sleep(limits::OWNER_RETRY).await;
     }
-    Ok(cassandra::open(settings).await?)
+}
+
+async fn try_to_open(settings: &cassandra::Settings, create_schema: bool) -> Result<Arc<dyn Store>, store::Error> {
+    if create_schema {
+        cassandra::init(settings).await?;
+    }
+    Ok(cassandra::open(settings.clone()).await?)
 }
 
 pub async fn init_store(settings: &Settings, chosen: &Chosen) -> Result<String> {
@@ -217,6 +231,7 @@ impl Membership {
                 links.submit(strays.drain(..));
             }
         });
+        tokio::spawn(node.clone().write_rollups_regularly());
         tokio::spawn(follow_rules(self.etcd.pictures(), node.clone()));
         tokio::spawn(follow_map(self.etcd.clone(), commits.clone(), self.map.clone()));
         self.etcd.update_node(|info| (info.http_address, info.ready) = (http_address, true));
@@ -258,7 +273,8 @@ impl Membership {
             }
         };
         if tokio::time::timeout(within, empty).await.is_err() {
-            warn!("{} operations of this node have no owner and are lost with it", self.links.waiting());
+            let left = self.links.waiting() + commits.queued();
+            warn!("{left} operations could not be passed on in time; relaxed ones among them are lost with this node");
         }
     }
 

@@ -8,7 +8,6 @@ use std::time::Instant;
 use futures_util::future::join_all;
 
 use super::list::Found;
-use super::read::Live;
 use super::verify::Audit;
 use super::{Node, Peers, now_ms};
 use crate::counter::{Candidates, Id, Rule, candidates, key_hash};
@@ -21,10 +20,32 @@ use crate::registry::picture::NodeInfo;
 use crate::shard::entry::KeyRecord;
 use crate::shard::{self, Op};
 
+/// What one shard has journaled of a counter.
+#[derive(Debug, Clone, Copy)]
+pub struct Journaled {
+    pub shard: u32,
+    /// Sequence of the entry that last changed it.
+    pub seq: u64,
+    pub value: i64,
+    /// False: it was removed, or never was there.
+    pub exists: bool,
+}
+
+impl Journaled {
+    pub fn nothing(shard: u32) -> Self {
+        Self { shard, seq: 0, value: 0, exists: false }
+    }
+
+    pub fn live(self) -> Option<policy::Partial> {
+        self.exists.then_some(policy::Partial { shard: self.shard, value: self.value })
+    }
+}
+
 /// What could be read of a counter.
 #[derive(Default)]
 pub struct Gathered {
-    pub live: Live,
+    /// Shards on which it never was are left out.
+    pub found: Vec<Journaled>,
     /// Shards that nobody serves now, ascending.
     pub missing: Vec<u32>,
 }
@@ -86,7 +107,7 @@ impl Node {
     ) -> Result<Gathered, Error> {
         let deadline = Instant::now() + limits::OPERATION_DEADLINE;
         let mut map = peers.questions.watch_map();
-        let mut gathered = Gathered { live: Live::new(), missing: shards.to_vec() };
+        let mut gathered = Gathered { found: Vec::new(), missing: shards.to_vec() };
         loop {
             map.borrow_and_update();
             let wanted = std::mem::take(&mut gathered.missing);
@@ -105,8 +126,8 @@ impl Node {
                 }
             });
             for answer in join_all(asked).await {
-                let (live, unserved) = answer?;
-                gathered.live.extend(live);
+                let (found, unserved) = answer?;
+                gathered.found.extend(found);
                 gathered.missing.extend(unserved);
             }
             gathered.missing.sort_unstable();
@@ -121,7 +142,7 @@ impl Node {
     }
 
     /// Exact partials of shards that this node serves, and those of `shards` that it does not serve (any more).
-    pub async fn read_own(self: &Arc<Self>, id: &Id, shards: Vec<u32>) -> Result<(Live, Vec<u32>), Error> {
+    pub async fn read_own(self: &Arc<Self>, id: &Id, shards: Vec<u32>) -> Result<(Vec<Journaled>, Vec<u32>), Error> {
         let hash = key_hash(id.as_str());
         let epochs: Vec<u64> = shards.iter().map(|&shard| self.epoch(shard)).collect();
         let confirmed = join_all(shards.iter().map(|&shard| self.commits.confirm(shard))).await;
@@ -130,15 +151,15 @@ impl Node {
         for ((&shard, confirmed), &epoch) in shards.iter().zip(confirmed).zip(&epochs) {
             if confirmed && epoch != 0 { own.push(shard) } else { unserved.push(shard) }
         }
-        let mut live = self.live_here(id, hash, &own).await?;
+        let mut found = self.found_here(id, hash, &own).await?;
         // A table that was given up meanwhile is empty.
         for (&shard, &epoch) in shards.iter().zip(&epochs) {
             if self.epoch(shard) != epoch && !unserved.contains(&shard) {
                 unserved.push(shard);
             }
         }
-        live.retain(|partial| !unserved.contains(&partial.shard));
-        Ok((live, unserved))
+        found.retain(|found| !unserved.contains(&found.shard));
+        Ok((found, unserved))
     }
 
     fn epoch(&self, shard: u32) -> u64 {
@@ -301,17 +322,24 @@ fn away(node: &str) -> Error {
 }
 
 /// A node that does not answer serves nothing.
-async fn ask_partials(peers: &Peers, node: &str, id: &Id, shards: Vec<u32>) -> (Live, Vec<u32>) {
-    let Some(mut client) = peers.questions.client(node) else { return (Live::new(), shards) };
+async fn ask_partials(peers: &Peers, node: &str, id: &Id, shards: Vec<u32>) -> (Vec<Journaled>, Vec<u32>) {
+    let Some(mut client) = peers.questions.client(node) else { return (Vec::new(), shards) };
     let request = message::ReadRequest { shards: shards.clone(), counter: id.as_str().to_owned() };
     match client.read_partials(request).await {
         Ok(reply) => {
-            let message::ReadReply { partials, unserved } = reply.into_inner();
-            let partials = partials.into_iter().filter(|partial| shards.contains(&partial.shard));
-            let live = partials.map(|partial| policy::Partial { shard: partial.shard, value: partial.value });
-            (live.collect(), unserved)
+            let message::ReadReply { partials, unserved, removed } = reply.into_inner();
+            let partials = partials.into_iter().map(|partial| (partial, true));
+            let partials = partials.chain(removed.into_iter().map(|partial| (partial, false)));
+            let partials = partials.filter(|(partial, _)| shards.contains(&partial.shard));
+            let found = partials.map(|(message::Partial { shard, value, seq }, exists)| Journaled {
+                shard,
+                seq,
+                value,
+                exists,
+            });
+            (found.collect(), unserved)
         }
-        Err(_) => (Live::new(), shards),
+        Err(_) => (Vec::new(), shards),
     }
 }
 

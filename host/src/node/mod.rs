@@ -12,6 +12,7 @@ pub mod plugins;
 pub mod read;
 pub mod recordings;
 pub mod rollout;
+pub mod rollups;
 pub mod rules;
 pub mod slots;
 pub mod totals;
@@ -69,6 +70,7 @@ pub struct Node {
     recordings: Arc<tokio::sync::Semaphore>,
     placements: placements::Placements,
     totals: totals::Totals,
+    rollups: rollups::Rollups,
     leaving: AtomicBool,
 }
 
@@ -181,6 +183,7 @@ impl Node {
             recordings: Arc::new(tokio::sync::Semaphore::new(limits::RECORDINGS_MAX)),
             placements,
             totals: totals::Totals::default(),
+            rollups: rollups::Rollups::default(),
             leaving: AtomicBool::new(false),
         };
         node.load_rules().await?;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::cluster::{Gathered, Missing};
+use super::cluster::{Gathered, Journaled, Missing};
+use super::rollups::Recalled;
 use super::rules::{Answering, LocalRule};
 use super::totals::Cached;
 use super::{Node, Worker, now_ms};
@@ -23,8 +24,11 @@ pub type Live = SmallVec<[policy::Partial; 16]>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
     Exact,
-    /// A total that this node computed within this time will do.
-    Within(Duration),
+    /// A total of this age will do; with `stale` one of any age, while its shards cannot be read.
+    Within {
+        age: Duration,
+        stale: bool,
+    },
 }
 
 pub struct Total {
@@ -66,9 +70,9 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
     let policy = Answering::aggregation(rule, hash);
     let aggregation = policy.binding();
     let shards = candidates(hash, node.shards, node.spread_of_reads(certain, rules.spread_of_reads(id.as_str())));
-    let max_age = match freshness {
-        Freshness::Exact => Duration::ZERO,
-        Freshness::Within(age) => age,
+    let (max_age, stale) = match freshness {
+        Freshness::Exact => (Duration::ZERO, false),
+        Freshness::Within { age, stale } => (age, stale),
     };
     let max_age_ms = u32::try_from(max_age.as_millis()).unwrap_or(u32::MAX);
     let request = policy::Read { counter: id.as_str(), key_hash: hash, shards: &shards, max_age_ms };
@@ -92,16 +96,23 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
         Plan::Only(list) => list.as_slice(),
         Plan::All | Plan::Available | Plan::Cached => &shards[..],
     };
-    let (live, missing) = match &node.peers {
-        None => (node.live_here(id, hash, wanted).await?, Vec::new()),
-        Some(peers) => {
-            let wait = if matches!(planned.plan, Plan::Available) { Missing::LeaveOut } else { Missing::Wait };
-            let Gathered { live, missing } = node.gather(peers, id, wanted, wait).await?;
-            (live, missing)
+    let mut recalled_at_ms = None;
+    let (live, missing) = match (&node.peers, &planned.plan) {
+        (None, _) => (node.live_here(id, hash, wanted).await?, Vec::new()),
+        (Some(peers), Plan::Cached) => {
+            let Recalled { live, as_of_ms, confirmed } =
+                node.recall(peers, id, wanted, u64::from(max_age_ms), stale).await?;
+            recalled_at_ms = (!confirmed).then_some(as_of_ms);
+            (live, Vec::new())
+        }
+        (Some(peers), plan) => {
+            let wait = if matches!(plan, Plan::Available) { Missing::LeaveOut } else { Missing::Wait };
+            let Gathered { found, missing } = node.gather(peers, id, wanted, wait).await?;
+            (found.into_iter().filter_map(Journaled::live).collect(), missing)
         }
     };
-    let exact = !matches!(planned.plan, Plan::Only(_)) && missing.is_empty();
-    if live.is_empty() && missing.is_empty() && (exact || !node.exists(id, hash).await?) {
+    let whole = !matches!(planned.plan, Plan::Only(_)) && missing.is_empty();
+    if live.is_empty() && missing.is_empty() && (whole || !node.exists(id, hash).await?) {
         node.totals.forget(hash, id);
         return Err(not_found(id));
     }
@@ -115,13 +126,16 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
             None => policy::combine_pooled(&node.policies, aggregation, &live).await,
         }
     };
-    if matches!(planned.plan, Plan::Cached) {
+    if matches!(planned.plan, Plan::Cached) && recalled_at_ms.is_none() {
         node.totals.put(hash, id, Cached { value: combined.total, at, at_ms: as_of_ms });
     }
     compare(worker, rule, &live, combined);
     let (value, fallback) = (combined.total, combined.fallback);
     let shards = wanted.len() - missing.len();
-    Ok(Total { value, as_of_ms, age_ms: 0, exact, shards, missing, policy, fallback })
+    let exact = whole && recalled_at_ms.is_none();
+    let age_ms = recalled_at_ms.map_or(0, |at_ms| now_ms().saturating_sub(at_ms));
+    let as_of_ms = recalled_at_ms.unwrap_or(as_of_ms);
+    Ok(Total { value, as_of_ms, age_ms, exact, shards, missing, policy, fallback })
 }
 
 /// Lets the rule's shadow make a total of the same partials, and counts whether it is the same. One on the pool is not
@@ -169,50 +183,77 @@ impl Node {
     async fn live(self: &Arc<Self>, id: &Id, hash: u64, shards: &[u32]) -> Result<Live, Error> {
         match &self.peers {
             None => self.live_here(id, hash, shards).await,
-            Some(peers) => Ok(self.gather(peers, id, shards, Missing::Wait).await?.live),
+            Some(peers) => {
+                let Gathered { found, .. } = self.gather(peers, id, shards, Missing::Wait).await?;
+                Ok(found.into_iter().filter_map(Journaled::live).collect())
+            }
         }
     }
 
     /// The same of shards that this node serves.
     pub(super) async fn live_here(self: &Arc<Self>, id: &Id, hash: u64, shards: &[u32]) -> Result<Live, Error> {
-        let mut live = Live::new();
+        let live = |shard, partial: &partials::Partial| {
+            (!partial.removed).then_some(policy::Partial { shard, value: partial.value })
+        };
+        self.here(id, hash, shards, live).await
+    }
+
+    /// The same, with what was removed.
+    pub(super) async fn found_here(
+        self: &Arc<Self>,
+        id: &Id,
+        hash: u64,
+        shards: &[u32],
+    ) -> Result<Vec<Journaled>, Error> {
+        let found = |shard, partial: &partials::Partial| {
+            let &partials::Partial { seq, value, removed, .. } = partial;
+            Some(Journaled { shard, seq, value, exists: !removed })
+        };
+        Ok(self.here(id, hash, shards, found).await?.into_vec())
+    }
+
+    async fn here<T>(
+        self: &Arc<Self>,
+        id: &Id,
+        hash: u64,
+        shards: &[u32],
+        pick: fn(u32, &partials::Partial) -> Option<T>,
+    ) -> Result<SmallVec<[T; 16]>, Error> {
+        let mut found = SmallVec::new();
         let mut unloaded: SmallVec<[u32; 16]> = SmallVec::new();
         for &shard in shards {
             let partials = self.commits.tables[shard as usize].partials.read();
             match partials.get(hash, id) {
-                Resident::Present(partial) if !partial.removed => {
-                    live.push(policy::Partial { shard, value: partial.value });
-                }
-                Resident::Present(_) | Resident::Missing => {}
+                Resident::Present(partial) => found.extend(pick(shard, partial)),
+                Resident::Missing => {}
                 Resident::Unloaded => unloaded.push(shard),
             }
         }
         if !unloaded.is_empty() {
             let id = id.clone();
             let loaded = self.off_thread(move |node| async move { node.load(&id, hash, &unloaded).await }).await?;
-            live.extend(loaded);
+            found.extend(loaded.iter().filter_map(|(shard, partial)| pick(*shard, partial)));
         }
-        Ok(live)
+        Ok(found)
     }
 
     /// Reads partials that are not in memory from the store, and keeps those that exist.
-    async fn load(&self, id: &Id, hash: u64, shards: &[u32]) -> Result<Live, Error> {
-        let mut live = Live::new();
+    async fn load(&self, id: &Id, hash: u64, shards: &[u32]) -> Result<Vec<(u32, partials::Partial)>, Error> {
+        let mut found = Vec::new();
         for &shard in shards {
             let table = &self.commits.tables[shard as usize];
             let evictions = table.partials.read().evictions();
             let loaded = self.store.load(shard, id).await?;
             let mut resident = table.partials.write();
             // The writer may have loaded and changed it meanwhile; then its value is the newer one.
-            let found: Option<&partials::Partial> = match resident.get(hash, id) {
+            let newest = match resident.get(hash, id) {
                 Resident::Present(partial) => Some(partial),
                 Resident::Missing => None,
                 Resident::Unloaded => loaded.as_ref(),
             };
-            let found = found.filter(|partial| !partial.removed);
-            live.extend(found.map(|partial| policy::Partial { shard, value: partial.value }));
+            found.extend(newest.map(|partial| (shard, partial.clone())));
             resident.load_if(evictions, hash, id, loaded);
         }
-        Ok(live)
+        Ok(found)
     }
 }

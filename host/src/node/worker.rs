@@ -101,6 +101,10 @@ impl Worker {
 
     /// Queues an operation that nobody waits for.
     pub fn submit_relaxed(&self, op: Op) -> Result<(), Rejected> {
+        let on_their_way = self.node.peers.as_ref().map_or(0, |peers| peers.links.waiting());
+        if self.node.commits.queued() + on_their_way >= limits::RELAXED_QUEUE_MAX {
+            return Err(Rejected::Full);
+        }
         self.admit(1)?;
         self.enqueue(std::iter::once(Op { origin: Origin::Relaxed, ..op }));
         Ok(())

@@ -17,6 +17,7 @@ use crate::counter::Id;
 use crate::error::Error;
 use crate::limits;
 use crate::node::Node;
+use crate::node::cluster::Journaled;
 
 pub struct Service {
     node: Arc<Node>,
@@ -67,9 +68,13 @@ impl Peer for Service {
     async fn read_partials(&self, request: Request<ReadRequest>) -> Result<Response<ReadReply>, Status> {
         let ReadRequest { shards, counter } = request.into_inner();
         self.shards(&shards)?;
-        let (live, unserved) = self.node.read_own(&id(&counter)?, shards).await.map_err(failed)?;
-        let partials = live.iter().map(|partial| Partial { shard: partial.shard, value: partial.value }).collect();
-        Ok(Response::new(ReadReply { partials, unserved }))
+        let (found, unserved) = self.node.read_own(&id(&counter)?, shards).await.map_err(failed)?;
+        let mut reply = ReadReply { unserved, ..ReadReply::default() };
+        for Journaled { shard, seq, value, exists } in found {
+            let list = if exists { &mut reply.partials } else { &mut reply.removed };
+            list.push(Partial { shard, value, seq });
+        }
+        Ok(Response::new(reply))
     }
 
     async fn find_key(&self, request: Request<FindKeyRequest>) -> Result<Response<FindKeyReply>, Status> {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::cassandra::tests::Keyspace;
 use super::embedded::{EmbeddedStore, Settings};
 use super::memory::{Disk, MemoryStore};
-use super::{Appended, Checkpoint, Error, Raised, Store, list_order};
+use super::{Appended, Checkpoint, Error, Raised, RollupPart, Store, list_order};
 use crate::counter::{Id, key_hash};
 use crate::shard::entry::{Action, Change, Entry, KeyRecord, Mark};
 use crate::shard::partials::Partial;
@@ -19,6 +19,8 @@ pub const SHARDS: u32 = 3;
 pub trait Fixture: Sized {
     /// Records expire in the store itself: how many it dropped is not known.
     const EXPIRES_BY_ITSELF: bool = false;
+    /// What was seen of a counter is kept for other processes.
+    const KEEPS_ROLLUPS: bool = true;
     /// Rounds of the tests that draw at random.
     const ROUNDS: u32 = 24;
 
@@ -52,6 +54,8 @@ impl Fixture for InMemory {
 struct OnDisk(tempfile::TempDir);
 
 impl Fixture for OnDisk {
+    const KEEPS_ROLLUPS: bool = false;
+
     async fn new() -> Option<Self> {
         Some(Self(tempfile::tempdir().expect("a temporary directory")))
     }
@@ -345,6 +349,45 @@ async fn lists_are_in_order_and_paged<F: Fixture>(place: &mut F) {
     assert_eq!(store.list("", None, 0).await.expect("lists"), []);
 }
 
+async fn what_was_seen_last_of_a_counter_is_kept<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
+    let part = |shard, seq, value, at_ms| RollupPart { shard, seq, value, exists: seq > 0, at_ms };
+    let (counter, put) = (id("a"), async |parts: &[RollupPart]| store.put_rollup(&id("a"), parts).await.expect("puts"));
+    put(&[part(2, 7, -5, 100), part(0, 0, 0, 100)]).await;
+    // Late: older than what is there, by sequence or by confirmation.
+    put(&[part(2, 6, 3, 900), part(0, 0, 0, 90)]).await;
+    // The same, confirmed later.
+    put(&[part(2, 7, -5, 120)]).await;
+    put(&[part(0, 3, 1, 80)]).await;
+    store.put_rollup(&id("ab"), &[part(1, 1, 1, 1)]).await.expect("puts");
+    let kept = if F::KEEPS_ROLLUPS { vec![part(0, 3, 1, 80), part(2, 7, -5, 120)] } else { Vec::new() };
+    assert_eq!(store.rollup(&counter).await.expect("reads"), kept);
+    let gone = RollupPart { exists: false, value: 0, ..part(2, 8, 0, 130) };
+    put(&[gone]).await;
+    assert_eq!(store.rollup(&counter).await.expect("reads").last(), F::KEEPS_ROLLUPS.then_some(&gone));
+    assert!(store.rollup(&id("nobody")).await.expect("reads").is_empty());
+}
+
+async fn standing_by_sees_what_the_owner_writes<F: Fixture>(place: &mut F) {
+    let store = place.open().await;
+    let epoch = raised(&*store, 0).await.epoch;
+    for seq in 1..=3 {
+        append(&*store, &[entry(0, epoch, seq, "a", 1)]).await;
+    }
+    let mark = Mark { producer: 5, through: 1, at_ms: 9, outcomes: Vec::new() };
+    let covered = Checkpoint { marks: vec![mark.clone()], ..checkpoint(0, epoch, 2, vec![(id("a"), partial(1, 2))]) };
+    store.checkpoint(vec![covered]).await.expect("checkpoints");
+    let standing = store.standing(0).await.expect("stands by");
+    assert_eq!(standing, Raised { epoch, checkpoint_seq: 2, marks: vec![mark] });
+    assert_eq!(seqs(&*store, 0, 2).await, [3]);
+    // The owner goes on: nothing was raised.
+    assert_eq!(append(&*store, &[entry(0, epoch, 4, "a", 1)]).await, [Appended::Applied]);
+    store.release(0, epoch);
+    assert_eq!(seqs(&*store, 0, 3).await, [4]);
+    assert!(raised(&*store, 0).await.epoch > epoch);
+    assert_eq!(seqs(&*store, 0, 2).await, [3, 4]);
+}
+
 async fn small_values_are_kept_and_scanned<F: Fixture>(place: &mut F) {
     let store = place.open().await;
     for (space, key) in
@@ -425,6 +468,8 @@ macro_rules! suite {
             keys_are_found_until_they_expire,
             lists_are_in_order_and_paged,
             small_values_are_kept_and_scanned,
+            what_was_seen_last_of_a_counter_is_kept,
+            standing_by_sees_what_the_owner_writes,
             recovering_fences_and_keeps_everything,
         ]);
     };

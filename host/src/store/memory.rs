@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Appended, Checkpoint, Error, Listed, Raised, Store, list_order};
+use super::{Appended, Checkpoint, Error, Listed, Raised, RollupPart, Store, list_order};
 use crate::counter::Id;
 use crate::shard::Entry;
 use crate::shard::entry::{KeyRecord, Mark};
@@ -84,11 +84,13 @@ impl Shard {
 pub struct Disk {
     shards: Vec<Arc<Shard>>,
     values: Arc<BTreeMap<(String, String), Vec<u8>>>,
+    rollups: Arc<BTreeMap<(Id, u32), RollupPart>>,
 }
 
 impl Disk {
     pub fn new(shards: u32) -> Self {
-        Self { shards: (0..shards).map(|_| Arc::default()).collect(), values: Arc::default() }
+        let shards = (0..shards).map(|_| Arc::default()).collect();
+        Self { shards, values: Arc::default(), rollups: Arc::default() }
     }
 
     fn shard(&mut self, shard: u32) -> &mut Shard {
@@ -313,6 +315,26 @@ impl Store for MemoryStore {
                 }
             }
             Ok(found.into_iter().take(limit).map(|(Listing(id), partials)| Listed { id, partials }).collect())
+        })
+    }
+
+    async fn put_rollup(&self, counter: &Id, parts: &[RollupPart]) -> Result<(), Error> {
+        self.with(|state| {
+            let rollups = Arc::make_mut(&mut state.disk.rollups);
+            for part in parts {
+                let known = rollups.entry((counter.clone(), part.shard)).or_insert(*part);
+                if (known.seq, known.at_ms) < (part.seq, part.at_ms) {
+                    *known = *part;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    async fn rollup(&self, counter: &Id) -> Result<Vec<RollupPart>, Error> {
+        self.with(|state| {
+            let places = (counter.clone(), 0)..=(counter.clone(), u32::MAX);
+            Ok(state.disk.rollups.range(places).map(|(_, part)| *part).collect())
         })
     }
 

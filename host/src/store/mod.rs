@@ -139,6 +139,14 @@ pub trait Store: Send + Sync + 'static {
     /// partials by shard. Removed partials are included.
     async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error>;
 
+    /// Keeps what was seen of a counter, by shard. Of two parts of one shard that with the higher sequence stays, in
+    /// whatever order they are written, and of two with the same that confirmed later. Durable when it answers. A store of
+    /// one process need not keep any, because the owner of every shard is there whenever it is.
+    async fn put_rollup(&self, counter: &Id, parts: &[RollupPart]) -> Result<(), Error>;
+
+    /// What is kept of it, by ascending shard.
+    async fn rollup(&self, counter: &Id) -> Result<Vec<RollupPart>, Error>;
+
     /// A small value of the registry's or a plugin's: `space` keeps them apart. Reads see every answered write. Space and
     /// key have at most `VALUE_KEY_BYTES_MAX` bytes together, a value `VALUE_BYTES_MAX`.
     async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error>;
@@ -159,6 +167,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes of journal that no checkpoint covers. The driver takes a checkpoint when they are many.
     fn journal_bytes(&self) -> u64;
+}
+
+/// What was seen of a counter on one shard, for totals that may be old. Nothing else rests on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RollupPart {
+    pub shard: u32,
+    /// Sequence of the entry that last changed it; 0 when the counter never was on this shard.
+    pub seq: u64,
+    pub value: i64,
+    /// False: the counter is not there, or not any more.
+    pub exists: bool,
+    /// When the shard's owner confirmed it, in milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 /// One counter of a list.

@@ -60,14 +60,17 @@ pub async fn add(
     Ok(response)
 }
 
-/// Reads `?read=` and `?max_age_ms=`.
+/// Reads `?read=`, `?max_age_ms=` and `?stale=`.
 fn freshness(query: Query<'_>) -> Result<Freshness, Problem> {
     let max_age_ms = query.number("max_age_ms")?;
+    let stale = query.word("stale", &["allow"])?.is_some();
     match query.word("read", &["exact", "cached"])? {
         Some("cached") => {
-            Ok(Freshness::Within(Duration::from_millis(max_age_ms.unwrap_or(limits::MAX_AGE_MS_DEFAULT))))
+            let age = Duration::from_millis(max_age_ms.unwrap_or(limits::MAX_AGE_MS_DEFAULT));
+            Ok(Freshness::Within { age, stale })
         }
         _ if max_age_ms.is_some() => Err(Error::invalid("max_age_ms: only with read=cached").into()),
+        _ if stale => Err(Error::invalid("stale: only with read=cached").into()),
         _ => Ok(Freshness::Exact),
     }
 }

@@ -16,6 +16,7 @@ mod cql;
 mod journal;
 mod owned;
 mod partials;
+mod rollups;
 mod schema;
 mod statements;
 mod takeover;
@@ -34,7 +35,7 @@ use self::cql::Cql;
 use self::owned::Owned;
 pub use self::schema::{Initialised, init};
 use self::statements::Statements;
-use super::{Appended, Checkpoint, Error, Listed, Raised, Store, checked_key};
+use super::{Appended, Checkpoint, Error, Listed, Raised, RollupPart, Store, checked_key};
 use crate::counter::Id;
 use crate::limits;
 use crate::shard::Entry;
@@ -207,6 +208,14 @@ impl Store for CassandraStore {
 
     async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error> {
         self.list_partials(prefix, after, limit).await
+    }
+
+    async fn put_rollup(&self, counter: &Id, parts: &[RollupPart]) -> Result<(), Error> {
+        self.write_rollup(counter, parts).await
+    }
+
+    async fn rollup(&self, counter: &Id) -> Result<Vec<RollupPart>, Error> {
+        self.read_rollup(counter).await
     }
 
     async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {

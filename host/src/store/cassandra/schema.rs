@@ -14,7 +14,9 @@ use super::cql::{Cql, Unanswered, unreadable};
 use crate::limits;
 
 /// A migration's statements lead from one version to the next; the first from an empty keyspace to version 1.
-const MIGRATIONS: &[&[&str]] = &[&[
+const MIGRATIONS: &[&[&str]] = &[V1, V2];
+
+const V1: &[&str] = &[
     // Facts of the whole cluster: `schema` (version), `shards`.
     "CREATE TABLE IF NOT EXISTS meta (key text PRIMARY KEY, value bigint)",
     // Ownership and checkpoint of a shard. Written by conditional writes alone. `segment` is where a takeover begins to
@@ -35,7 +37,13 @@ const MIGRATIONS: &[&[&str]] = &[&[
     "CREATE TABLE IF NOT EXISTS small_values (space text, key blob, version bigint, chunks int, checksum bigint, \
      data blob, PRIMARY KEY (space, key))",
     "CREATE TABLE IF NOT EXISTS value_chunks (id bigint, chunk int, data blob, PRIMARY KEY ((id, chunk)))",
-]];
+];
+
+const V2: &[&str] = &[
+    // What was last seen of a counter on each shard, for totals that may be old.
+    "CREATE TABLE IF NOT EXISTS rollups (counter_id text, shard int, seq bigint, value bigint, present boolean, \
+     confirmed_at bigint, PRIMARY KEY (counter_id, shard))",
+];
 
 /// What `init` did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

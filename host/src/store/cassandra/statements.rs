@@ -33,6 +33,8 @@ pub struct Statements {
     pub put_partial: PreparedStatement,
     pub partial: PreparedStatement,
     pub list: PreparedStatement,
+    pub put_rollup: PreparedStatement,
+    pub rollup: PreparedStatement,
     pub put_key: PreparedStatement,
     pub key: PreparedStatement,
     pub put_mark: PreparedStatement,
@@ -120,6 +122,12 @@ impl Statements {
                  WHERE shard = ? AND bucket = ? AND counter_id > ? AND counter_id <= ? LIMIT ?",
             )
             .await?,
+            put_rollup: plain(
+                "INSERT INTO rollups (counter_id, shard, seq, value, present, confirmed_at) VALUES (?, ?, ?, ?, ?, ?) \
+                 USING TIMESTAMP ?",
+            )
+            .await?,
+            rollup: plain("SELECT shard, seq, value, present, confirmed_at FROM rollups WHERE counter_id = ?").await?,
             put_key: plain(
                 "INSERT INTO keys (shard, counter_id, key, record, checksum) VALUES (?, ?, ?, ?, ?) \
                  USING TIMESTAMP ? AND TTL ?",

@@ -121,6 +121,26 @@ async fn a_start_that_cannot_work_is_refused_with_a_sentence() {
 }
 
 #[tokio::test]
+async fn an_older_schema_is_brought_forward_and_keeps_its_data() {
+    let Some(place) = Keyspace::new(1).await else { return };
+    let store = place.open(|_| ()).await;
+    let epoch = raise(&store).await;
+    fill(&store, epoch, 1..=2).await;
+    let query = async |text: &str| store.cql.session.query_unpaged(text, ()).await.map(drop).expect("runs");
+    query("DROP TABLE rollups").await;
+    query("UPDATE meta SET value = 1 WHERE key = 'schema' IF EXISTS").await;
+    let refused = open(place.0.clone()).await.err().map(|why| why.to_string()).unwrap_or_default();
+    assert!(refused.contains("schema version 1") && refused.contains("`quipu store init`"), "{refused}");
+    assert_eq!(init(&place.0).await.expect("migrates"), Initialised::Migrated { from: 1 });
+    assert_eq!(init(&place.0).await.expect("again"), Initialised::AlreadyThere);
+    let migrated = place.open(|_| ()).await;
+    assert_eq!(migrated.rollup(&id("a")).await.expect("the table is there"), []);
+    assert_eq!(migrated.read(0, 0, usize::MAX).await.expect("reads").len(), 2);
+    drop((store, migrated));
+    place.end().await;
+}
+
+#[tokio::test]
 async fn a_changed_partial_is_damage() {
     let Some(place) = Keyspace::new(1).await else { return };
     let store = place.open(|_| ()).await;

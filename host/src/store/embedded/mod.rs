@@ -23,7 +23,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use self::directory::Directory;
 use self::journal::Journal;
 use self::lsm::{Covered, Lsm};
-use super::{Appended, Checkpoint, Error, Listed, Raised, Store, checked_key};
+use super::{Appended, Checkpoint, Error, Listed, Raised, RollupPart, Store, checked_key};
 use crate::counter::Id;
 use crate::limits;
 use crate::shard::Entry;
@@ -251,6 +251,14 @@ impl Store for EmbeddedStore {
 
     async fn list(&self, prefix: &str, after: Option<&Id>, limit: usize) -> Result<Vec<Listed>, Error> {
         self.with(|open| open.lsm.list(prefix, after, limit))
+    }
+
+    async fn put_rollup(&self, _: &Id, _: &[RollupPart]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn rollup(&self, _: &Id) -> Result<Vec<RollupPart>, Error> {
+        Ok(Vec::new())
     }
 
     async fn get(&self, space: &str, key: &str) -> Result<Option<Vec<u8>>, Error> {
