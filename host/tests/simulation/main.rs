@@ -61,7 +61,7 @@ const MUTATIONS: [Mutation; 11] = [
 const SEEDS: u64 = 300;
 const STEPS: usize = 3_000;
 /// A mutation must be noticed within so many seeds.
-const MUTATION_SEEDS: u64 = 300;
+const MUTATION_SEEDS: u64 = 600;
 
 thread_local! {
     /// Panics of this thread are what is looked for.

@@ -71,7 +71,7 @@ fn relaxed_operations_that_an_owner_could_not_write_are_left_for_the_next() {
     for _ in 0..COUNT {
         let op = Op { origin: Origin::Relaxed, ..add("a", 1, 0) };
         first.commits.submit(std::iter::once(op)).expect("there is room");
-        first.wait(tokio::time::sleep(Duration::from_micros(500)));
+        first.wait(async { tokio::time::sleep(Duration::from_micros(500)).await });
     }
     second.wait(second.commits.take_over(shard("a"))).expect("taken over");
     let counted = second.value("a").unwrap_or(0);
