@@ -2,7 +2,7 @@
 //!
 //! Half of the connections of each node add with keys, each key sent once: what became of those with an unknown outcome
 //! is settled by their keys at the end, and from there on totals are exact. The other half adds without keys, where an
-//! unknown outcome remains one. A reader on each node reads exact totals all the while: none may miss an addition that
+//! unknown outcome remains one. One more connection may send whole batches without keys. A reader on each node reads exact totals all the while: none may miss an addition that
 //! was acknowledged before the read began, hold one that was never sent, or be less than a total that was read before.
 
 use std::collections::BTreeMap;
@@ -33,11 +33,13 @@ pub struct Plan {
     pub connections: usize,
     /// With keys, and as many without.
     pub counters: usize,
+    /// Additions of each batch that one more connection to each node sends, one batch after the other; 0 for none.
+    pub batch: usize,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { connections: 22, counters: 8 }
+        Self { connections: 22, counters: 8, batch: 0 }
     }
 }
 
@@ -55,6 +57,7 @@ struct Ledger {
     next: AtomicU64,
     keyed: Vec<Account>,
     unkeyed: Vec<Account>,
+    batched: Vec<Account>,
     /// Keyed additions whose outcome is not known yet.
     pending: Mutex<Vec<Pending>>,
     contradictions: Mutex<Vec<String>>,
@@ -84,6 +87,8 @@ struct Pending {
 #[derive(Default)]
 struct Seen {
     succeeded: AtomicU64,
+    /// Additions of batches, which are not among the others.
+    batched: AtomicU64,
     refused: AtomicU64,
     unknown: AtomicU64,
     connects_refused: AtomicU64,
@@ -100,6 +105,8 @@ struct Seen {
 #[derive(Debug, Clone, Default)]
 pub struct Outcomes {
     pub succeeded: u64,
+    /// Additions of batches that were acknowledged, which are not among the others.
+    pub batched: u64,
     /// Answered that nothing was applied.
     pub refused: u64,
     /// Not answered, or with an outcome that is not known.
@@ -135,6 +142,7 @@ impl Traffic {
             next: AtomicU64::new(0),
             keyed: accounts("keyed-"),
             unkeyed: accounts("unkeyed-"),
+            batched: accounts("batched-"),
             pending: Mutex::default(),
             contradictions: Mutex::default(),
             nodes: Mutex::default(),
@@ -154,6 +162,10 @@ impl Traffic {
         for n in 0..self.plan.connections {
             let (ledger, seen) = (self.ledger.clone(), seen.clone());
             self.threads.push(std::thread::spawn(move || ledger.add_until_stopped(addr, &seen, n)));
+        }
+        if self.plan.batch > 0 {
+            let (ledger, seen, size) = (self.ledger.clone(), seen.clone(), self.plan.batch);
+            self.threads.push(std::thread::spawn(move || ledger.add_batches_until_stopped(addr, &seen, size)));
         }
         let ledger = self.ledger.clone();
         self.threads.push(std::thread::spawn(move || ledger.read_until_stopped(addr, &seen)));
@@ -196,6 +208,7 @@ impl Traffic {
         let micros = |us: &AtomicU64| Duration::from_micros(us.load(SeqCst));
         Outcomes {
             succeeded: seen.succeeded.load(SeqCst),
+            batched: seen.batched.load(SeqCst),
             refused: seen.refused.load(SeqCst),
             unknown: seen.unknown.load(SeqCst),
             connects_refused: seen.connects_refused.load(SeqCst),
@@ -231,11 +244,14 @@ impl Traffic {
             self.ledger.compare(server);
         }
         self.expect_no_contradiction();
-        let acknowledged: u64 = outcomes.values().map(|outcomes| outcomes.succeeded).sum();
-        let unkeyed: i64 = self.ledger.unkeyed.iter().map(|account| account.unknown.load(SeqCst)).sum();
+        let unknown =
+            |accounts: &[Account]| -> i64 { accounts.iter().map(|account| account.unknown.load(SeqCst)).sum() };
+        let (unkeyed, in_batches) = (unknown(&self.ledger.unkeyed), unknown(&self.ledger.batched));
+        let batched: u64 = outcomes.values().map(|outcomes| outcomes.batched).sum();
+        let acknowledged = batched + outcomes.values().map(|outcomes| outcomes.succeeded).sum::<u64>();
         println!(
-            "{acknowledged} additions acknowledged, {unsettled} keyed ones settled by key, {unkeyed} counts without a key \
-             unknown; totals are right on every node, after {:?}",
+            "{acknowledged} additions acknowledged, {batched} of them in batches; {unsettled} keyed ones settled by key; \
+             without a key {unkeyed} counts unknown, {in_batches} in batches; totals are right on every node, after {:?}",
             self.ledger.began.elapsed()
         );
         outcomes
@@ -325,6 +341,46 @@ impl Ledger {
         }
     }
 
+    /// Batches of additions of 1 to all counters in turn.
+    fn add_batches_until_stopped(&self, addr: SocketAddr, seen: &Seen, size: usize) {
+        let account = |n: usize| &self.batched[n % self.batched.len()];
+        let ops: Vec<_> = (0..size).map(|n| json!({ "id": account(n).id, "amount": 1 })).collect();
+        let body = json!({ "ops": ops }).to_string();
+        let mut client: Option<Client> = None;
+        while !self.stop.load(SeqCst) {
+            let Some(connected) = &mut client else {
+                client = Client::connect(addr).ok();
+                std::thread::park_timeout(PAUSE);
+                continue;
+            };
+            (0..size).for_each(|n| _ = account(n).sent.fetch_add(1, SeqCst));
+            let began = Instant::now();
+            let answer = connected.call("POST", "/v1/batch", &[], body.as_bytes());
+            let whole = verdict(&answer);
+            let results = answer.as_ref().ok().filter(|answer| answer.status == 200).map(Answer::json);
+            for n in 0..size {
+                let result = results.as_ref().map(|results| &results["results"][n]);
+                let applied = result.is_some_and(|result| result["outcome"] == "applied");
+                let refused = match result {
+                    Some(result) => result["outcome"] == "not_applied",
+                    None => matches!(whole, Verdict::NotApplied(_)),
+                };
+                if applied {
+                    account(n).acknowledged.fetch_add(1, SeqCst);
+                    seen.batched.fetch_add(1, SeqCst);
+                } else if !refused {
+                    account(n).unknown.fetch_add(1, SeqCst);
+                }
+            }
+            if let Verdict::NotApplied(why) | Verdict::Unknown(why) = whole {
+                seen.keep_example(began, why);
+            }
+            if answer.is_err() || answer.is_ok_and(|answer| answer.header("connection") == Some("close")) {
+                client = None;
+            }
+        }
+    }
+
     fn note_gap(&self, seen: &Seen, last_us: &mut u64) {
         let now_us = self.now_us();
         seen.connection_gap_us.fetch_max(now_us - *last_us, SeqCst);
@@ -344,8 +400,8 @@ impl Ledger {
                 continue;
             };
             turn += 1;
-            let accounts = if turn % 2 == 0 { &self.keyed } else { &self.unkeyed };
-            let account = &accounts[turn / 2 % accounts.len()];
+            let accounts = [&self.keyed, &self.unkeyed, &self.batched][turn % 3];
+            let account = &accounts[turn / 3 % accounts.len()];
             let began = Instant::now();
             let (acknowledged, read) = (account.acknowledged.load(SeqCst), account.read.load(SeqCst));
             let answer = connected.call("GET", &format!("/v1/counters/{}", account.id), &[], b"");
@@ -412,7 +468,7 @@ impl Ledger {
 
     /// Every total on this node with what was applied.
     fn compare(&self, server: &Server) {
-        for account in self.keyed.iter().chain(&self.unkeyed) {
+        for account in self.keyed.iter().chain(&self.unkeyed).chain(&self.batched) {
             let answer = server.get(&format!("/v1/counters/{}", account.id));
             let total = if answer.status == 404 { 0 } else { answer.expect(200).total() };
             let acknowledged = i128::from(account.acknowledged.load(SeqCst));

@@ -11,7 +11,7 @@ use quipu_tests::network::{self, Beyond, Entry, Way};
 use quipu_tests::services::{Service, Services};
 use quipu_tests::{Cluster, PATIENCE, Plan, Traffic, within};
 
-const LOAD: Plan = Plan { connections: 12, counters: 8 };
+const LOAD: Plan = Plan { connections: 12, counters: 8, batch: 0 };
 /// Additions of each node between two faults.
 const STRETCH: u64 = 200;
 const NODES: [&str; 3] = ["n1", "n2", "n3"];

@@ -16,7 +16,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
-const LOAD: Plan = Plan { connections: 22, counters: 16 };
+const LOAD: Plan = Plan { connections: 22, counters: 16, batch: 200 };
 /// Additions of each node between two faults.
 const STRETCH: u64 = 500;
 /// Longer than a lease; and shorter.
