@@ -5,6 +5,7 @@
 : "${QUIPU_CACHE_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/quipu-tools}"  # what was downloaded or built, by version; safe to delete
 : "${QUIPU_KUBERNETES:=}"                     # 1: build the control plane when it is missing, and fail without it
 : "${QUIPU_KUBERNETES_VERSION:=1.37.2}"       # of the control plane
+: "${QUIPU_IMAGE:=}"                          # an image to test, as `docker save` or `podman save` wrote it; empty: one of QUIPU_BIN
 : "${QUIPU_KUBERNETES_WAIT_SECONDS:=120}"     # for a process or a container to become ready
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
