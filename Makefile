@@ -6,9 +6,9 @@ DATA_DIR ?= ./quipu-data
 DEMO_DIR ?= ./quipu-data/demo-modulo
 MINUTES ?= 10
 
-KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server controllers containers lib.sh control-plane.sh)
+KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server controllers containers backup lib.sh control-plane.sh)
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers bench bench-cluster lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers test-backup bench bench-cluster lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ test-kubernetes: ## Check the manifests; QUIPU_KUBERNETES=1 builds a real contro
 test-containers: ## Run the image of the built program as a cluster of three containers, and disturb it
 	.ci/setup services containers
 	kubernetes/tests/run containers
+
+test-backup: build ## Back a cluster up, destroy it and restore it, by the commands of kubernetes/README.md
+	kubernetes/tests/run backup
 
 image: ## Build the container image in a container (docker, podman or buildah)
 	kubernetes/image/build

@@ -14,7 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 schemas_version=1.37.0    # of kubernetes-validate: the schemas of all supported versions
 kustomize_version=5.8.1   # when neither kubectl nor kustomize is installed
 kwok_version=0.8.0        # the simulated nodes
-readonly root schemas_version kustomize_version kwok_version
+cqlsh_version=6.2.2       # the shell of Cassandra
+readonly root schemas_version kustomize_version kwok_version cqlsh_version
 
 say() { echo "kubernetes: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -33,6 +34,20 @@ into_cache() {
     mv -T "$new" "$target" 2>/dev/null || rm -rf "$new"
   fi
   echo "$target"
+}
+
+# python_with PACKAGE VERSION WHAT: prints the Python of an environment with the package, which it makes when it is not
+# there, saying that it fetches WHAT. An environment is bound to its place, so it is made where it stays.
+python_with() {
+  local venv=$QUIPU_CACHE_DIR/$1-$2
+  if [ ! -f "$venv/complete" ]; then
+    say "fetching $3"
+    rm -rf "$venv"
+    mkdir -p "$QUIPU_CACHE_DIR"
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "$1==$2" >&2 || return 1
+    touch "$venv/complete"
+  fi
+  echo "$venv/bin/python3"
 }
 
 # wait_for WHAT CHECK...: until CHECK passes.

@@ -89,9 +89,9 @@ write_logback() {
 XML
 }
 
-# The java flags of node $1: quick to start and small, at the price of peak speed; then what Cassandra needs to be let into.
+# The java flags of node $1: quick to start and small, at the price of peak speed.
 write_jvm_flags() {
-  local i=$1 dir=$2 jars=$3 module
+  local i=$1 dir=$2 jars=$3
   printf '%s\n' "-Xms$QUIPU_CASSANDRA_HEAP" "-Xmx$QUIPU_CASSANDRA_HEAP" -Xss512k \
     -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData \
     "-javaagent:$(echo "$jars"/jamm-*.jar)" -Djdk.attach.allowAttachSelf=true \
@@ -99,6 +99,12 @@ write_jvm_flags() {
     "-Dcassandra.config=file://$dir/conf/cassandra.yaml" "-Dcassandra.storagedir=$dir" \
     "-Dcassandra.jmx.local.port=$((jmx_port + i - 1))" -Dcassandra.ring_delay_ms=1000 \
     -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra-foreground=yes
+  write_module_flags
+}
+
+# What Cassandra and its tools need to be let into.
+write_module_flags() {
+  local module
   for module in java.base/jdk.internal.misc java.base/java.lang.ref java.rmi/sun.rmi.registry java.rmi/sun.rmi.server \
     java.management.rmi/com.sun.jmx.remote.internal.rmi java.sql/java.sql jdk.unsupported/sun.misc; do
     echo "--add-exports=$module=ALL-UNNAMED"
