@@ -56,6 +56,17 @@ impl CassandraStore {
         row.map(|row| Ok(decode(shard, row)?.1)).transpose()
     }
 
+    /// Whether a checkpoint ever wrote one of the shard's.
+    pub(super) async fn has_partials(&self, shard: u32) -> Result<bool, Error> {
+        for bucket in 0..BUCKETS {
+            let values = (shard as i32, bucket, Vec::<u8>::new(), key(""), 1);
+            if self.cql.row::<Row>(&self.statements.list, values).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(super) async fn list_partials(
         &self,
         prefix: &str,

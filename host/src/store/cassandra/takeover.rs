@@ -37,6 +37,15 @@ pub struct SegmentRow {
 /// A segment was dropped, or another owner came, while the chain was followed.
 struct Moved;
 
+/// No crash leaves this, but restoring a part of what was saved does, or rows of two times on top of each other. Serving
+/// it would be worse: rows of partials from ahead of the journal win over all that is counted until it is as long.
+fn of_two_times(shard: u32, tail: u64) -> Error {
+    Error::Damaged(format!(
+        "the journal of shard {shard} ends at {tail}, before counters that are stored: restore a backup into an empty \
+         keyspace, without `quipu store init` before it"
+    ))
+}
+
 impl CassandraStore {
     /// What the last conditional write left.
     pub(super) async fn shard_row(&self, shard: u32) -> Result<ShardRow, Error> {
@@ -82,8 +91,11 @@ impl CassandraStore {
                 self.pointer_holds(shard, &row).await?;
                 continue;
             };
-            let marks = self.load_marks(shard, &row).await?;
             let position = row.position;
+            if tail < position || tail == 0 && self.has_partials(shard).await? {
+                return Err(of_two_times(shard, tail));
+            }
+            let marks = self.load_marks(shard, &row).await?;
             self.owned.lock().insert(shard, Owned::new(epoch, position, tail, segments));
             return Ok(Raised { epoch, checkpoint_seq: position, marks });
         }

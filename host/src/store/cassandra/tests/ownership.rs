@@ -90,3 +90,19 @@ async fn a_takeover_that_stops_is_begun_again() {
     drop((old, new));
     place.end().await;
 }
+
+/// As a backup of several times leaves them, or one that was restored on top of a new keyspace.
+#[tokio::test]
+async fn counters_from_ahead_of_the_journal_are_damage() {
+    let Some(place) = Keyspace::new(3).await else { return };
+    let store = place.open(|_| ()).await;
+    store.write_partials(0, &[(id("a"), partial(7, 5))]).await.expect("writes");
+    store.cql.session.query_unpaged("UPDATE shards SET position = 5 WHERE shard = 1", ()).await.expect("writes");
+    for shard in [0, 1] {
+        let why = store.raise(shard).await.expect_err("is not served");
+        assert!(matches!(&why, Error::Damaged(why) if why.contains("restore a backup")), "{why}");
+    }
+    store.raise(2).await.expect("nothing is wrong with it");
+    drop(store);
+    place.end().await;
+}
