@@ -8,7 +8,7 @@ MINUTES ?= 10
 
 KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server controllers containers backup lib.sh control-plane.sh)
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers test-backup bench bench-cluster lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers test-backup bench bench-policies bench-cluster lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,8 +86,13 @@ image: ## Build the container image in a container (docker, podman or buildah)
 image-from-binary: ## Build the same image of target/release/quipu, without a base image
 	kubernetes/image/build --binary $(BIN)
 
-bench: build setup ## Measure side by side; results in bench/results/
+bench: build bench-policies ## Measure side by side; results in bench/results/
 	$(CARGO) run --release --locked -p quipu-bench
+
+# The bench names in its results what could not be built.
+bench-policies: setup guests
+	@! command -v python3 >/dev/null || $(MAKE) plugin-python || echo "skipped: the example in Python is not built"
+	@! command -v npm >/dev/null || $(MAKE) plugin-js || echo "skipped: the example in JavaScript is not built"
 
 bench-cluster: build setup services ## Measure a cluster beside Cassandra's counter columns; results in bench/results/
 	set -a; . "$$(tests/services/up | tail -n 1)"; $(CARGO) run --release --locked -p quipu-bench -- cluster

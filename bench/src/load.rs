@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+use crate::servers::piece_of_path;
 
 const DONE: &str = include_str!("../lua/done.lua");
 const SAME: &str = include_str!("../lua/same.lua");
@@ -52,6 +53,34 @@ impl Answers {
     }
 }
 
+/// What wrk is told to send: one of its scripts, with a path and arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requests {
+    script: &'static str,
+    path: String,
+    arguments: Vec<String>,
+}
+
+impl Requests {
+    /// Additions of 1 to one counter.
+    pub fn adds_to(id: &str) -> Self {
+        let path = format!("/v1/counters/{}/add", piece_of_path(id));
+        Self { script: "same", path, arguments: vec!["POST".into(), r#"{"amount":1}"#.into()] }
+    }
+}
+
+impl From<Load> for Requests {
+    fn from(load: Load) -> Self {
+        let (script, path, arguments) = match load {
+            Load::Add => return Self::adds_to(HOT),
+            Load::Read => ("same", format!("/v1/counters/{HOT}"), vec!["GET".into()]),
+            Load::AddMany => ("many", "/".into(), vec![COUNTERS.to_string(), PREFIX.into()]),
+            Load::Batch { ops } => ("batch", "/".into(), vec![ops.to_string(), COUNTERS.to_string(), PREFIX.into()]),
+        };
+        Self { script, path, arguments }
+    }
+}
+
 /// wrk, with its scripts on disk.
 #[derive(Debug)]
 pub struct Generator {
@@ -73,8 +102,14 @@ impl Generator {
     }
 
     /// Loads the server for `seconds` and waits until that is over.
-    pub fn run(&self, load: Load, addr: SocketAddr, connections: u32, seconds: u32) -> anyhow::Result<Answers> {
-        let mut command = self.command(load, addr, connections, seconds);
+    pub fn run(
+        &self,
+        requests: impl Into<Requests>,
+        addr: SocketAddr,
+        connections: u32,
+        seconds: u32,
+    ) -> anyhow::Result<Answers> {
+        let mut command = self.command(requests, addr, connections, seconds);
         let output = command.output().context("cannot run wrk")?;
         let text = String::from_utf8_lossy(&output.stdout);
         parse(&text).with_context(|| {
@@ -104,13 +139,8 @@ impl Generator {
         all.into_iter().reduce(Answers::and).context("no server to load")
     }
 
-    pub fn command(&self, load: Load, addr: SocketAddr, connections: u32, seconds: u32) -> Command {
-        let (script, path, arguments) = match load {
-            Load::Add => ("same", format!("/v1/counters/{HOT}/add"), vec!["POST".into(), r#"{"amount":1}"#.into()]),
-            Load::Read => ("same", format!("/v1/counters/{HOT}"), vec!["GET".into()]),
-            Load::AddMany => ("many", "/".into(), vec![COUNTERS.to_string(), PREFIX.into()]),
-            Load::Batch { ops } => ("batch", "/".into(), vec![ops.to_string(), COUNTERS.to_string(), PREFIX.into()]),
-        };
+    pub fn command(&self, requests: impl Into<Requests>, addr: SocketAddr, connections: u32, seconds: u32) -> Command {
+        let Requests { script, path, arguments } = requests.into();
         let mut command = Command::new("wrk");
         command
             .args(["--latency", "--timeout", &format!("{ANSWER_TIMEOUT_SECONDS}s")])
@@ -162,6 +192,12 @@ mod tests {
         let answers = parse(text).expect("a result");
         assert_eq!((answers.good, answers.refused, answers.broken), (6, 4, 6));
         assert_eq!((answers.per_second(), answers.p99_us), (3.0, 90.0));
+    }
+
+    #[test]
+    fn an_id_is_one_piece_of_the_path() {
+        assert_eq!(Requests::adds_to("python/hot").path, "/v1/counters/python%2Fhot/add");
+        assert_eq!(Requests::from(Load::Add), Requests::adds_to(HOT));
     }
 
     #[test]

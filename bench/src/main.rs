@@ -5,6 +5,7 @@
 
 mod bare;
 mod cluster;
+mod languages;
 mod load;
 mod machine;
 mod plan;

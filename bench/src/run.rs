@@ -16,7 +16,7 @@ use crate::machine::{self, Machine};
 use crate::plan::{self, Cell, Load, Server};
 use crate::report::{Calibration, Check, Measurement, Results, Run, Settings, median};
 use crate::servers::{Places, Process};
-use crate::{policy, profile, report};
+use crate::{languages, policy, profile, report};
 
 /// Profiles recorded at most; each takes some seconds.
 const PROFILES_MAX: usize = 4;
@@ -59,6 +59,8 @@ enum Kind {
     Adds,
     Reads,
     Batches,
+    /// Additions under policies of other languages, with state, and with an open breaker
+    Languages,
     /// The policy call alone
     Policy,
 }
@@ -110,6 +112,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         settings: Settings { seconds, rounds, wrk_threads: threads, quick: options.quick },
         calibration: None,
         measurements: Vec::new(),
+        languages: Vec::new(),
         policy: Vec::new(),
         profiles: Vec::new(),
         notes: Vec::new(),
@@ -120,6 +123,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bench.check_totals()?;
         results.measurements = std::mem::take(&mut bench.measurements);
         bench.profile_shortfalls(&places, &mut results)?;
+    }
+    if options.wants(Kind::Languages) {
+        let notes = &mut results.notes;
+        results.languages = languages::measure(&workspace, &places, &generator, (seconds, rounds), notes)?;
     }
     if options.wants(Kind::Policy) {
         println!("the policy call alone");
@@ -287,7 +294,7 @@ impl<'a> Bench<'a> {
 
 /// Waits until the server does nothing more, so that what it left for later (a checkpoint, say) is counted as its
 /// own CPU time and does not slow the next one down. Answers its CPU time so far.
-fn quiet(process: &Process) -> anyhow::Result<f64> {
+pub fn quiet(process: &Process) -> anyhow::Result<f64> {
     let deadline = Instant::now() + QUIET_DEADLINE;
     let mut before = machine::cpu_seconds(process.id())?;
     loop {

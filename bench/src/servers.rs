@@ -19,8 +19,8 @@ use crate::plan::{COUNTERS, HOT, PREFIX, Server};
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// From SIGTERM to the end; killed afterwards.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
-/// One request of the runner itself.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// One request of the runner itself; a large component is compiled meanwhile.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(90);
 /// Until a relaxed addition that was answered must be readable.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 /// Additions in one batch while filling.
@@ -65,12 +65,17 @@ pub struct Places {
 
 impl Places {
     pub fn start_quipu(&self, server: Server) -> anyhow::Result<Process> {
+        self.start_named(server.slug(), server != Server::Native)
+    }
+
+    /// A Quipu with data and log of this name, with or without policies.
+    pub fn start_named(&self, slug: &str, policies: bool) -> anyhow::Result<Process> {
         let mut command = self.serve();
-        command.arg("--data-dir").arg(self.scratch.join(server.slug()));
-        if server == Server::Native {
+        command.arg("--data-dir").arg(self.scratch.join(slug));
+        if !policies {
             command.args(["--policies", "off"]);
         }
-        Process::start(command, &self.logs.join(server.slug()).with_extension("log"))
+        Process::start(command, &self.logs.join(slug).with_extension("log"))
     }
 
     /// `quipu serve` on a free port; where the counters are is for the caller to add.
@@ -148,8 +153,12 @@ impl Process {
 
     /// The answer's status, headers and body, whatever the status.
     pub fn ask(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
+        self.send(method, path, "application/json", body.map(String::into_bytes))
+    }
+
+    fn send(&self, method: &str, path: &str, kind: &str, body: Option<Vec<u8>>) -> anyhow::Result<Answer> {
         let request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.addr));
-        let request = request.header("content-type", "application/json");
+        let request = request.header("content-type", kind);
         let answer = match body {
             Some(body) => self.agent.run(request.body(body)?),
             None => self.agent.run(request.body(())?),
@@ -167,11 +176,13 @@ impl Process {
 
     /// As [`Process::ask`]; any status but 2xx is an error.
     pub fn ask_well(&self, method: &str, path: &str, body: Option<String>) -> anyhow::Result<Answer> {
-        let answer = self.ask(method, path, body)?;
-        if !(200..300).contains(&answer.status) {
-            bail!("{method} {path} was answered {}: {}", answer.status, answer.body);
-        }
-        Ok(answer)
+        well(self.ask(method, path, body)?)
+    }
+
+    /// Makes a component the newest revision of a plugin.
+    pub fn upload(&self, plugin: &str, component: Vec<u8>) -> anyhow::Result<()> {
+        let path = format!("/v1/plugins/{plugin}");
+        well(self.send("PUT", &path, "application/wasm", Some(component))?).map(drop)
     }
 
     /// Lets answers leave before the entry is durable, for all counters of the bench.
@@ -207,9 +218,14 @@ impl Process {
 
     /// Waits until the hot counter shows at least `expected`, and answers its value.
     pub fn settled_value(&self, expected: i64) -> anyhow::Result<i64> {
+        self.settled_value_of(HOT, expected)
+    }
+
+    /// The same of any counter.
+    pub fn settled_value_of(&self, id: &str, expected: i64) -> anyhow::Result<i64> {
         let deadline = Instant::now() + SETTLE_DEADLINE;
         loop {
-            let answer = self.ask_well("GET", &format!("/v1/counters/{HOT}"), None)?;
+            let answer = self.ask_well("GET", &format!("/v1/counters/{}", piece_of_path(id)), None)?;
             let json: Value = serde_json::from_str(&answer.body).context("a read is answered without JSON")?;
             let value = json["value"].as_i64().with_context(|| format!("a read has no value: {}", answer.body))?;
             if value >= expected || Instant::now() > deadline {
@@ -230,9 +246,16 @@ impl Process {
         let text = self.ask_well("GET", "/metrics", None)?.body;
         let mut values = [0.0; N];
         for (value, name) in values.iter_mut().zip(names) {
-            *value = sum_of(&text, name).with_context(|| format!("/metrics has no {name}"))?;
+            *value = sum_of(&text, name, "").with_context(|| format!("/metrics has no {name}"))?;
         }
         Ok(values)
+    }
+
+    /// Calls that the native choice answered in the place of a plugin, for whatever reason.
+    pub fn fallbacks(&self, plugin: &str) -> anyhow::Result<f64> {
+        let text = self.ask_well("GET", "/metrics", None)?.body;
+        // A kind of fault that never came has no series.
+        Ok(sum_of(&text, "quipu_policy_faults_total", &format!("plugin=\"{plugin}\"")).unwrap_or(0.0))
     }
 
     /// SIGKILL: nothing is closed or handed over.
@@ -279,11 +302,28 @@ fn ready_address(line: &str) -> Option<SocketAddr> {
     settings.split(' ').find_map(|word| word.strip_prefix("http=")?.parse().ok())
 }
 
-/// The sum of all series of one metric in Prometheus text.
-fn sum_of(text: &str, name: &str) -> Option<f64> {
+/// An answer of 2xx, or the error that it is none.
+fn well(answer: Answer) -> anyhow::Result<Answer> {
+    let Answer { method, prefix: path, status, body, .. } = &answer;
+    if !(200..300).contains(status) {
+        bail!("{method} {path} was answered {status}: {body}");
+    }
+    Ok(answer)
+}
+
+/// A counter's id as the path has it. Of what needs encoding, the ids of the bench have only this.
+pub fn piece_of_path(id: &str) -> String {
+    id.replace('/', "%2F")
+}
+
+/// The sum of the series of one metric in Prometheus text that have this label, as it is written there; of all for "".
+fn sum_of(text: &str, name: &str, label: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
-        let rest = if rest.starts_with('{') { rest.rsplit_once('}')?.1 } else { rest };
+        let (labels, rest) = if rest.starts_with('{') { rest.rsplit_once('}')? } else { ("", rest) };
+        if !labels.contains(label) {
+            return None;
+        }
         rest.strip_prefix(' ')?.split(' ').next()?.parse::<f64>().ok()
     });
     values.reduce(|a, b| a + b)
@@ -304,8 +344,10 @@ mod tests {
     fn series_of_a_metric_add_up() {
         let text =
             "# TYPE x_total counter\nx_total{shard=\"0\"} 1.5\nx_total{shard=\"1\"} 2\nx_total_more 9\ny 4 123\n";
-        assert_eq!(sum_of(text, "x_total"), Some(3.5));
-        assert_eq!(sum_of(text, "y"), Some(4.0));
-        assert_eq!(sum_of(text, "z"), None);
+        assert_eq!(sum_of(text, "x_total", ""), Some(3.5));
+        assert_eq!(sum_of(text, "x_total", r#"shard="1""#), Some(2.0));
+        assert_eq!(sum_of(text, "x_total", r#"shard="2""#), None);
+        assert_eq!(sum_of(text, "y", ""), Some(4.0));
+        assert_eq!(sum_of(text, "z", ""), None);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Check, Measurement, Results, thousands};
+use super::{Check, Measurement, Results, Run, median, thousands};
+use crate::languages::CONNECTIONS;
 use crate::plan::{COUNTERS, Load};
 
 pub fn render(results: &Results) -> String {
@@ -24,6 +25,7 @@ fn sections(results: &Results, out: &mut String) -> std::fmt::Result {
     ratios(results, out)?;
     rates(results, out)?;
     journal(results, out)?;
+    languages(results, out)?;
     policy(results, out)?;
     profiles(results, out)?;
     conditions(results, out)
@@ -141,16 +143,61 @@ fn journal(results: &Results, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
+fn languages(results: &Results, out: &mut String) -> std::fmt::Result {
+    let Some(native) = results.languages.first() else { return Ok(()) };
+    writeln!(out, "\n## Policies by language\n")?;
+    writeln!(
+        out,
+        "Durable additions to one hot counter at {CONNECTIONS} connections, each policy under a rule of its own. *Over \
+         native*: requests per second over those without policies, measured in the same round. *Itself*: the share of \
+         requests that the policy answered and not the native choice in its place. With its breaker open a policy that \
+         always fails is not asked; *breaker closed* is the same component where it does not fail.\n"
+    )?;
+    writeln!(
+        out,
+        "| policy | runs | requests/s | over native | lowest | highest | p50 ms | p99 ms | CPU µs | itself |"
+    )?;
+    writeln!(out, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+    for language in &results.languages {
+        let of = |value: fn(&Run) -> f64| median(&language.runs.iter().map(value).collect::<Vec<_>>());
+        let ratio = language.over(native);
+        let policy = !language.place.is_empty();
+        writeln!(
+            out,
+            "| {} | {} | {} | **{:.2}** | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {} |",
+            language.name,
+            language.place,
+            thousands(of(|run| run.answers.per_second())),
+            ratio.median,
+            ratio.low,
+            ratio.high,
+            of(|run| run.answers.p50_us) / 1e3,
+            of(|run| run.answers.p99_us) / 1e3,
+            of(Run::cpu_us_per_request),
+            if policy { format!("{:.1} %", median(&language.answered) * 100.0) } else { String::new() }
+        )?;
+    }
+    Ok(())
+}
+
 fn policy(results: &Results, out: &mut String) -> std::fmt::Result {
     if results.policy.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\n## The policy call alone\n\n| benchmark | median ns | 95 % interval |\n|---|--:|--:|")?;
+    writeln!(
+        out,
+        "\n## The policy call alone\n\nFrom one thread, with its way to the pool and back where it runs there.\n"
+    )?;
+    writeln!(out, "| benchmark | median ns | 95 % interval | calls/s |\n|---|--:|--:|--:|")?;
     for estimate in &results.policy {
         writeln!(
             out,
-            "| {} | {:.0} | {:.0} to {:.0} |",
-            estimate.name, estimate.median_ns, estimate.low_ns, estimate.high_ns
+            "| {} | {:.0} | {:.0} to {:.0} | {} |",
+            estimate.name,
+            estimate.median_ns,
+            estimate.low_ns,
+            estimate.high_ns,
+            thousands(1e9 / estimate.median_ns)
         )?;
     }
     Ok(())
@@ -224,7 +271,9 @@ mod tests {
         assert!(
             text.contains("| adds, one hot counter | 256 | durable | bare hyper | **0.70** | 0.70 | 0.80 | 1.43 |")
         );
-        assert!(text.contains("| select/64 shards | 275 | 270 to 284 |"));
+        assert!(text.contains("| select/64 shards | 275 | 270 to 284 | 3,636,364 |"));
+        assert!(text.contains("| native |  | 80,080 | **1.00** | 1.00 | 1.00 | 0.60 | 2.00 |"), "{text}");
+        assert!(text.contains("| Python | pooled | 20,020 | **0.25** |") && text.contains("| 100.0 % |"), "{text}");
         assert!(text.contains("| adds, one hot counter | 16 | durable | 2,000 | 35.0 | 0.200 | 40 % |"));
         assert!(text.contains("data directories on /dev/vda (ext4)"));
     }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::bare::Layout;
+use crate::languages::Language;
 use crate::load::Answers;
 use crate::machine::{FileSystem, Machine};
 use crate::plan::{self, BATCH_TARGET_PER_SECOND, Load, Server};
@@ -29,6 +30,8 @@ pub struct Results {
     pub settings: Settings,
     pub calibration: Option<Calibration>,
     pub measurements: Vec<Measurement>,
+    /// The native choice first; empty when they were not asked for.
+    pub languages: Vec<Language>,
     pub policy: Vec<Estimate>,
     pub profiles: Vec<Profile>,
     pub notes: Vec<String>,
@@ -329,6 +332,14 @@ pub mod tests {
                 multi_thread_per_second: 90_000.0,
             }),
             measurements,
+            languages: [("native", "", 80), ("Rust", "inline", 79), ("Python", "pooled", 20)]
+                .map(|(name, place, rate)| Language {
+                    name,
+                    place: place.into(),
+                    runs: vec![run(rate * 1_000), run(rate * 1_001), run(rate * 1_002)],
+                    answered: vec![1.0; 3],
+                })
+                .into(),
             policy: vec![
                 estimate("select/3 shards", 270.0, Some(1_000.0)),
                 estimate("select/64 shards", 275.0, Some(1_000.0)),
