@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use quipu::policy::{
-    Catalog, Engine, Kind, Limits, Placement, Read, Rejected, Select, Settings, ShardInfo, View, World, builtin,
-    catalog,
+    Binding, Catalog, Engine, Kind, Limits, Placement, Read, Rejected, Select, Settings, ShardInfo, View, World,
+    builtin, catalog,
 };
 use support::{addition, ask, bind, engine, engine_with, faults, guest, partials, read, sum, view};
 
@@ -206,6 +206,45 @@ fn compiled_code_comes_from_the_cache_only_when_we_wrote_it() {
     let foreign = std::fs::read(&file).expect("it reads");
     assert!(serves(&cached(&cache).expect("opens")));
     assert_ne!(std::fs::read(&file).expect("it reads"), foreign, "it was replaced");
+}
+
+#[test]
+fn code_of_a_revision_that_rests_is_in_memory_only_while_it_is_used() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let cache = directory.path().join("cache");
+    let bytes = guest("first-candidate");
+    let engine = cached(&cache).expect("opens");
+    engine.publish(view(1, 12));
+    let revision = engine.load("first", &bytes).expect("it loads");
+    let mut local = engine.local();
+    let mut serves = |binding: &Arc<Binding>| assert_eq!(ask(&mut local, binding, 1), 1);
+    let rests = || matches!(engine.bind(&revision, ""), Err(Rejected::Rests));
+
+    engine.rest(&revision);
+    assert!(rests(), "nothing uses it");
+    let awake = engine.wake(&revision).expect("the cache has it");
+    let binding = engine.bind(&revision, "").expect("it is awake");
+    drop(awake);
+    serves(&binding);
+    serves(&engine.bind(&revision, "").expect("the first binding holds it"));
+    drop(binding);
+    assert!(rests(), "the last binding is gone");
+
+    std::fs::write(entry(&cache), b"damaged").expect("it writes");
+    assert!(engine.wake(&revision).is_none());
+    let awake = engine.wake_from(&revision, &bytes).expect("it is compiled anew");
+    serves(&engine.bind(&revision, "").expect("it is awake"));
+    drop(awake);
+    assert!(engine.wake(&revision).is_some(), "and it is in the cache again");
+    assert_eq!(revision.snapshot().calls, 3, "what is counted stays");
+}
+
+#[test]
+fn without_a_cache_no_revision_rests() {
+    let engine = engine();
+    let revision = engine.load("first", &guest("first-candidate")).expect("it loads");
+    engine.rest(&revision);
+    assert_eq!(ask(&mut engine.local(), &engine.bind(&revision, "").expect("it is in memory"), 1), 1);
 }
 
 #[test]

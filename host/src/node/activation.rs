@@ -133,7 +133,7 @@ impl Node {
             .map_err(|_| Error::invalid("the rule is of a newer version than this node understands"))?;
         let work = |node: Arc<Self>| async move {
             node.load_plugins_of(&versioned).await?;
-            node.bind_on_trial(&versioned).map(drop)
+            node.bind_on_trial(&versioned).await.map(drop)
         };
         self.off_thread(work).await
     }
@@ -177,7 +177,7 @@ impl Node {
                     if let Err(why) = self.load_plugins_of(&current).await {
                         tracing::warn!("a plugin of the rule {prefix:?} is not loaded yet: {why}");
                     }
-                    Some(self.bind_or_stand_in(&current)?)
+                    Some(self.bind_or_stand_in(&current).await?)
                 }
                 None => None,
             };

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Keeper, Node, now_ms};
+use crate::counter::Rule;
 use crate::error::{Error, Kind};
 use crate::limits;
-use crate::policy::{Engine, Revision, admission, builtin, catalog, revision};
+use crate::policy::{Awake, Engine, Revision, admission, builtin, catalog, revision};
 use crate::registry::{self, Versioned};
 use crate::store::Store;
 
@@ -84,6 +85,7 @@ impl Node {
         let text = serde_json::to_vec(&record).map_err(Error::internal)?;
         self.store.put(RECORDS, &record_key(name, &digest), &text).await?;
         let revision = self.catalog.register(revision).map_err(rejected)?;
+        self.policies.rest(&revision);
         if let Some(shared) = self.shared_registry().await {
             shared.announce_plugin(name, &digest).await?;
         }
@@ -176,6 +178,35 @@ impl Node {
         loaded.map_err(|why| rejected(format!("the plugin {key} does not load: {why}")))
     }
 
+    /// Brings the compiled code of a rule's plugins back to memory, and keeps it there until the answer is dropped: bind the
+    /// rule before that. A plugin that is not here is left out; binding says which.
+    pub(super) async fn wake_plugins_of(&self, rule: &Rule) -> Result<Vec<Awake>, Error> {
+        let beside = rule.canary.as_ref().map(|canary| &canary.revision).into_iter().chain(&rule.shadow);
+        let digests: Vec<&String> = beside.collect();
+        let mut awake = Vec::new();
+        for policy in [&rule.selection, &rule.aggregation] {
+            for digest in policy.revision.iter().chain(digests.iter().copied()) {
+                // A canary is of one of the two plugins.
+                let Ok(revision) = self.catalog.get(&policy.plugin, Some(digest)) else { continue };
+                awake.push(match self.policies.wake(&revision) {
+                    Some(awake) => awake,
+                    None => self.wake_from_store(&revision).await?,
+                });
+            }
+        }
+        Ok(awake)
+    }
+
+    /// The cache of compiled code has lost it, or never had it.
+    async fn wake_from_store(&self, revision: &Revision) -> Result<Awake, Error> {
+        let (name, digest) = (revision.name(), revision.digest());
+        let bytes = bytes_of(&*self.store, digest, revision.size_bytes).await;
+        let bytes = bytes.map_err(|why| Error::internal(format!("the plugin {name} {digest} does not load: {why}")))?;
+        self.policies
+            .wake_from(revision, &bytes)
+            .map_err(|why| rejected(format!("the plugin {name} does not load: {why}")))
+    }
+
     /// Loads the plugins that a rule names.
     pub(super) async fn load_plugins_of(&self, versioned: &Versioned) -> Result<(), Error> {
         let rule = &versioned.rule;
@@ -247,16 +278,23 @@ async fn load_one(
     record: &Record,
 ) -> anyhow::Result<()> {
     let (name, digest) = key.split_once('/').ok_or_else(|| anyhow::anyhow!("the record has no revision"))?;
-    let mut bytes = Vec::with_capacity(record.size_bytes);
-    for number in 0..record.size_bytes.div_ceil(limits::PLUGIN_CHUNK_BYTES) {
+    let bytes = bytes_of(store, digest, record.size_bytes).await?;
+    engine.trust().check(&bytes, record.signature.as_deref())?;
+    let options = record.admission.options();
+    let revision = catalog.register(engine.load_with(name, &bytes, options)?)?;
+    engine.rest(&revision);
+    Ok(())
+}
+
+/// A component as it was uploaded.
+async fn bytes_of(store: &dyn Store, digest: &str, size_bytes: usize) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(size_bytes);
+    for number in 0..size_bytes.div_ceil(limits::PLUGIN_CHUNK_BYTES) {
         let chunk = store.get(CHUNKS, &chunk_key(digest, number)).await?;
         bytes.extend(chunk.ok_or_else(|| anyhow::anyhow!("a part of its bytes is missing"))?);
     }
     anyhow::ensure!(revision::digest(&bytes) == digest, "its bytes are not those that were uploaded");
-    engine.trust().check(&bytes, record.signature.as_deref())?;
-    let options = record.admission.options();
-    catalog.register(engine.load_with(name, &bytes, options)?)?;
-    Ok(())
+    Ok(bytes)
 }
 
 pub(super) fn missing(why: catalog::Error) -> Error {

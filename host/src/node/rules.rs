@@ -169,7 +169,7 @@ impl Node {
         let mut rules = BTreeMap::new();
         for (prefix, history) in &registry.histories {
             if let Some(current) = &history.current {
-                rules.insert(prefix.clone(), self.bind_or_stand_in(&self.renewed(current.clone()))?);
+                rules.insert(prefix.clone(), self.bind_or_stand_in(&self.renewed(current.clone())).await?);
             }
         }
         self.publish(rules, &registry.histories);
@@ -231,7 +231,10 @@ impl Node {
             (before, after)
         };
         // Bound before it is stored: a rule that no node could serve must not be found at the next start.
-        let bound = after.current.as_ref().map(|current| self.bind_on_trial(current)).transpose()?;
+        let bound = match &after.current {
+            Some(current) => Some(self.bind_on_trial(current).await?),
+            None => None,
+        };
         self.prepare_elsewhere(&before, &after, allow_missing).await?;
         self.placements.save(&*self.store).await?;
         self.widen_reads_first(prefix, &before, &after).await?;
@@ -251,7 +254,8 @@ impl Node {
         }
     }
 
-    pub(super) fn bind_on_trial(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
+    pub(super) async fn bind_on_trial(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
+        let _awake = self.wake_plugins_of(&current.rule).await?;
         self.bind(current, Trial::Run { all_shards: current.rule.spread >= self.shards })
     }
 
@@ -351,8 +355,12 @@ impl Node {
     }
 
     /// At a start: a rule whose policies cannot be bound any more goes on with the default ones, so that counting does.
-    pub(super) fn bind_or_stand_in(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
-        let why = match self.bind(current, Trial::Skip) {
+    pub(super) async fn bind_or_stand_in(&self, current: &Versioned) -> Result<Arc<ActiveRule>, Error> {
+        let bound = match self.wake_plugins_of(&current.rule).await {
+            Ok(_awake) => self.bind(current, Trial::Skip),
+            Err(why) => Err(why),
+        };
+        let why = match bound {
             Ok(active) => return Ok(active),
             Err(why) => why.detail,
         };

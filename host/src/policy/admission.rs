@@ -176,7 +176,7 @@ impl From<Rejected> for Refusal {
             Rejected::Import(_) | Rejected::TooManyImports { .. } => Check::Imports,
             Rejected::Interface(_) => Check::Interface,
             Rejected::ConfigTooLong { .. } | Rejected::Config(_) | Rejected::Fault(_) => Check::Configure,
-            Rejected::Busy | Rejected::TooManyBindings => Check::Room,
+            Rejected::Busy | Rejected::TooManyBindings | Rejected::Rests => Check::Room,
         };
         Self { check, vector: None, reason: rejected.to_string() }
     }

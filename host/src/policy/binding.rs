@@ -9,12 +9,13 @@ use super::imports::Grants;
 use super::imports::mirror::Mirror;
 use super::limits;
 use super::recording::tape::Taping;
-use super::revision::{Rejected, Revision};
+use super::revision::{Code, Rejected, Revision};
 use super::state::Node;
 
 /// Dropping the last `Arc` frees its instances: on the pool at once, on each serving thread at its next view change.
 pub struct Binding {
     pub revision: Arc<Revision>,
+    pub(super) code: Arc<Code>,
     pub config: String,
     pub grants: Grants,
     /// Never reused in this process.
@@ -39,11 +40,12 @@ impl Binding {
         mirror: Option<Arc<Mirror>>,
         seats: &Arc<Mutex<Seats>>,
     ) -> Result<Self, Rejected> {
+        let code = revision.code()?;
         let (id, seat) = seats.lock().take().ok_or(Rejected::TooManyBindings)?;
         let (revision, config) = (revision.clone(), config.to_owned());
         let breaker = revision.shared.breakers.another();
         let (node, seats) = (node.clone(), seats.clone());
-        Ok(Self { revision, config, grants, id, seat, breaker, taping: Taping::default(), mirror, node, seats })
+        Ok(Self { revision, code, config, grants, id, seat, breaker, taping: Taping::default(), mirror, node, seats })
     }
 }
 

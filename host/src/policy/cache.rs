@@ -56,6 +56,11 @@ impl Cache {
         mac
     }
 
+    /// Whether there is an entry; what it is worth shows when it is read.
+    pub fn has(&self, digest: &str) -> bool {
+        self.file(digest).exists()
+    }
+
     /// The compiled component, if there is one that we wrote.
     pub fn get(&self, digest: &str, wasm: &wasmtime::Engine) -> Option<Component> {
         let file = self.file(digest);

@@ -27,7 +27,7 @@ use super::limits::{self, Limits};
 use super::local::Local;
 use super::places::Places;
 use super::pool::{Pool, Pooled, give_way};
-use super::revision::{self, Options, Placement, Rejected, Revision};
+use super::revision::{self, Awake, Code, Options, Placement, Rejected, Resident, Revision};
 use super::state::{Node, Shared, State};
 use super::stats::Stats;
 use super::trust::Trust;
@@ -136,11 +136,42 @@ impl Engine {
             placement =
                 asked.or_else(|| revision::placement_by_memory(&component, &limits)).unwrap_or(Placement::Inline);
         }
-        let linker = if placement == Placement::Inline { &self.inline } else { &self.pooled };
-        let (pre, exports) = revision::link(linker, &component, world, &export)?;
-        let pooled = Pooled::new(&limits);
+        let code = revision::link(self.linker(&placement), &component, world, &export)?;
+        let (resident, pooled) = (Resident::new(Arc::new(code)), Pooled::new(&limits));
         let shared = self.shared(name, digest, limits);
-        Ok(Arc::new(Revision { world, imports, size_bytes: bytes.len(), placement, shared, pre, exports, pooled }))
+        Ok(Arc::new(Revision { world, imports, size_bytes: bytes.len(), placement, shared, resident, pooled }))
+    }
+
+    fn linker(&self, placement: &Placement) -> &Linker<State> {
+        if *placement == Placement::Inline { &self.inline } else { &self.pooled }
+    }
+
+    /// Lets go of a revision's compiled code while nothing is bound to it, if the cache has it: [`Engine::wake`] before
+    /// it is bound again.
+    pub fn rest(&self, revision: &Revision) {
+        if self.cache.as_ref().is_some_and(|cache| cache.has(revision.digest())) {
+            revision.rest();
+        }
+    }
+
+    /// The code of a revision that may rest, in memory until the answer is dropped. None: only its bytes can bring it
+    /// back, by [`Engine::wake_from`].
+    pub fn wake(&self, revision: &Revision) -> Option<Awake> {
+        revision.stay_awake().or_else(|| {
+            let component = self.cache.as_ref()?.get(revision.digest(), &self.wasm)?;
+            self.link_again(revision, &component).ok().map(|code| revision.woken(code))
+        })
+    }
+
+    /// As [`Engine::wake`], from the bytes of this very component. Blocks up to the compile time.
+    pub fn wake_from(&self, revision: &Revision, bytes: &[u8]) -> Result<Awake, Rejected> {
+        let component = self.component(revision.digest(), bytes, &revision.shared.limits)?;
+        Ok(revision.woken(self.link_again(revision, &component)?))
+    }
+
+    fn link_again(&self, revision: &Revision, component: &Component) -> Result<Code, Rejected> {
+        let (world, export) = revision::world_of(component)?;
+        revision::link(self.linker(&revision.placement), component, world, &export)
     }
 
     fn shared(&self, name: &str, digest: String, limits: Limits) -> Arc<Shared> {
@@ -165,13 +196,13 @@ impl Engine {
         placement: Placement,
         shared: Arc<Shared>,
     ) -> Result<Arc<Revision>, Rejected> {
-        let component = revision.pre.component();
+        let code = revision.code()?;
+        let component = code.pre.component();
         let (world, export) = revision::world_of(component)?;
-        let linker = if placement == Placement::Inline { &self.inline } else { &self.pooled };
-        let (pre, exports) = revision::link(linker, component, world, &export)?;
-        let (imports, size_bytes, pooled) =
-            (revision.imports.clone(), revision.size_bytes, Pooled::new(&shared.limits));
-        Ok(Arc::new(Revision { world, imports, size_bytes, placement, shared, pre, exports, pooled }))
+        let code = revision::link(self.linker(&placement), component, world, &export)?;
+        let (imports, size_bytes) = (revision.imports.clone(), revision.size_bytes);
+        let (resident, pooled) = (Resident::new(Arc::new(code)), Pooled::new(&shared.limits));
+        Ok(Arc::new(Revision { world, imports, size_bytes, placement, shared, resident, pooled }))
     }
 
     /// A binding for a dry run: it sees no published view, and what it writes is forgotten with it.

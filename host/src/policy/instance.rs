@@ -77,7 +77,7 @@ impl Instance {
             context.data_mut().tick()?;
             Ok(UpdateDeadline::Continue(1))
         });
-        let linked = binding.revision.pre.instantiate(&mut store);
+        let linked = binding.code.pre.instantiate(&mut store);
         let mut instance = Self::linked(binding, store, linked)?;
         let (configure, config) = (instance.configure, (binding.config.clone(),));
         let answer = configure.call(&mut instance.store, config);
@@ -88,7 +88,7 @@ impl Instance {
     pub async fn new_async(binding: &Binding) -> Result<Self, Unready> {
         let mut store = store(binding);
         store.epoch_deadline_async_yield_and_update(1);
-        let linked = binding.revision.pre.instantiate_async(&mut store).await;
+        let linked = binding.code.pre.instantiate_async(&mut store).await;
         let mut instance = Self::linked(binding, store, linked)?;
         let (configure, config) = (instance.configure, (binding.config.clone(),));
         let answer = configure.call_async(&mut instance.store, config).await;
@@ -97,7 +97,7 @@ impl Instance {
 
     fn linked(binding: &Binding, mut store: Store<State>, linked: wasmtime::Result<Linked>) -> Result<Self, Unready> {
         let found = linked.and_then(|linked| {
-            Ok(match &binding.revision.exports {
+            Ok(match &binding.code.exports {
                 Exports::Selection { configure, refresh, select } => (
                     linked.get_typed_func(&mut store, configure)?,
                     linked.get_typed_func(&mut store, refresh)?,
@@ -313,7 +313,7 @@ fn store(binding: &Binding) -> Store<State> {
     let revision = &binding.revision;
     let (tape, mirror) = (binding.taping.tape(), binding.mirror.clone());
     let state = State::new(&binding.node, &revision.shared, binding.grants, revision.memory_bytes_max(), mirror, tape);
-    let mut store = Store::new(revision.pre.engine(), state);
+    let mut store = Store::new(binding.code.pre.engine(), state);
     store.limiter(|state| &mut state.account);
     store.set_hostcall_fuel(revision.shared.limits.host_call_bytes);
     store.set_epoch_deadline(1);

@@ -44,6 +44,6 @@ pub use limits::Limits;
 pub use local::Local;
 pub use pool::{combine_pooled, plan_pooled, select_pooled};
 pub use recording::Recording;
-pub use revision::{Options, Placement, Rejected, Revision, World, digest};
+pub use revision::{Awake, Options, Placement, Rejected, Revision, World, digest};
 pub use trust::Trust;
 pub use view::{Chosen, Combined, Partial, Plan, Planned, Read, Select, ShardInfo, View};

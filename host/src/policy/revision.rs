@@ -1,10 +1,12 @@
 //! A revision: one component, checked, compiled and linked, ready to be instantiated.
 //!
-//! Loading runs no code of the guest. Whether its answers are any good is for admission, which calls it.
+//! Loading runs no code of the guest. Whether its answers are any good is for admission, which calls it. Many revisions
+//! are kept and few are used, so the compiled code of one that rests is in memory only while something is bound to it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::component::types::ComponentItem;
@@ -86,6 +88,9 @@ pub enum Rejected {
     Fault(#[source] Fault),
     #[error("{} rules' policies are in use at once; no more can be", limits::BINDINGS_MAX)]
     TooManyBindings,
+    /// Whoever binds a revision that rests wakes it first.
+    #[error("the compiled code of this revision is not in memory")]
+    Rests,
 }
 
 /// What the uploader or the operator says about a revision.
@@ -105,12 +110,58 @@ pub struct Revision {
     pub size_bytes: usize,
     pub placement: Placement,
     pub(super) shared: Arc<Shared>,
-    pub(super) pre: InstancePre<State>,
-    pub(super) exports: Exports,
+    pub(super) resident: Mutex<Resident>,
     pub(super) pooled: Pooled,
 }
 
+/// Compiled and linked: what instances are made of.
+pub(super) struct Code {
+    pub pre: InstancePre<State>,
+    pub exports: Exports,
+}
+
+/// The code of one revision while it is in memory. Bindings hold it.
+pub(super) struct Resident {
+    /// None while the revision rests.
+    kept: Option<Arc<Code>>,
+    code: Weak<Code>,
+}
+
+impl Resident {
+    pub fn new(code: Arc<Code>) -> Mutex<Self> {
+        Mutex::new(Self { code: Arc::downgrade(&code), kept: Some(code) })
+    }
+}
+
+/// Holds the code of a revision in memory until it is bound.
+pub struct Awake {
+    _code: Arc<Code>,
+}
+
 impl Revision {
+    /// What is needed to bind it, if it is in memory.
+    pub(super) fn code(&self) -> Result<Arc<Code>, Rejected> {
+        self.resident.lock().code.upgrade().ok_or(Rejected::Rests)
+    }
+
+    /// From now on its code is in memory only while something is bound to it or holds an [`Awake`].
+    pub(super) fn rest(&self) {
+        self.resident.lock().kept = None;
+    }
+
+    /// Holds the code where it is still in memory.
+    pub(super) fn stay_awake(&self) -> Option<Awake> {
+        self.code().ok().map(|_code| Awake { _code })
+    }
+
+    /// Its code is in memory again. Two that came at once share the first.
+    pub(super) fn woken(&self, code: Code) -> Awake {
+        let mut resident = self.resident.lock();
+        let code = resident.code.upgrade().unwrap_or_else(|| Arc::new(code));
+        resident.code = Arc::downgrade(&code);
+        Awake { _code: code }
+    }
+
     pub fn name(&self) -> &str {
         &self.shared.name
     }
@@ -356,15 +407,10 @@ impl Finder<'_> {
 }
 
 /// Links a checked component.
-pub(super) fn link(
-    linker: &Linker<State>,
-    component: &Component,
-    world: World,
-    name: &str,
-) -> Result<(InstancePre<State>, Exports), Rejected> {
+pub(super) fn link(linker: &Linker<State>, component: &Component, world: World, name: &str) -> Result<Code, Rejected> {
     let pre = linker.instantiate_pre(component).map_err(|error| Rejected::Interface(format!("{error:#}")))?;
     let exports = Exports::find(&pre, world, name)?;
-    Ok((pre, exports))
+    Ok(Code { pre, exports })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! same policy do not pass a line to and fro. Latency is sampled: one call in 16 reads the clock.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -39,7 +40,8 @@ impl Default for Lane {
 
 #[derive(Debug, Default)]
 pub struct Stats {
-    lanes: [Lane; LANES],
+    /// Made with the first call: most revisions that are kept are never asked.
+    lanes: OnceLock<Box<[Lane; LANES]>>,
     /// Most linear memory that one instance ever had, in bytes.
     memory_peak_bytes: AtomicUsize,
     instances_made: AtomicU64,
@@ -116,14 +118,22 @@ impl Counts {
 }
 
 impl Stats {
+    fn lane(&self, lane: usize) -> &Lane {
+        &self.lanes.get_or_init(Box::default)[lane % LANES]
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.get().into_iter().flat_map(|lanes| lanes.iter())
+    }
+
     /// Counts a call; answers its number on this lane, for sampling.
     pub(super) fn call(&self, lane: usize) -> u64 {
-        self.lanes[lane % LANES].calls.fetch_add(1, Ordering::Relaxed)
+        self.lane(lane).calls.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn timed(&self, lane: usize, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.lanes[lane % LANES].latency[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
+        self.lane(lane).latency[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn fault(&self, lane: usize, fault: Fault) {
@@ -133,7 +143,7 @@ impl Stats {
 
     /// Counts a fault that needs no text: the breaker is open, or policies are off.
     pub(super) fn count(&self, lane: usize, kind: Kind) {
-        self.lanes[lane % LANES].faults[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.lane(lane).faults[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn memory(&self, bytes: usize) {
@@ -149,11 +159,11 @@ impl Stats {
     }
 
     pub fn faults(&self, kind: Kind) -> u64 {
-        self.lanes.iter().map(|lane| lane.faults[kind as usize].load(Ordering::Relaxed)).sum()
+        self.lanes().map(|lane| lane.faults[kind as usize].load(Ordering::Relaxed)).sum()
     }
 
     pub fn calls(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.calls.load(Ordering::Relaxed)).sum()
+        self.lanes().map(|lane| lane.calls.load(Ordering::Relaxed)).sum()
     }
 
     pub fn latency(&self) -> Latency {
@@ -161,8 +171,7 @@ impl Stats {
     }
 
     pub fn counts(&self) -> Counts {
-        let all =
-            |of: &dyn Fn(&Lane) -> &AtomicU64| self.lanes.iter().map(|lane| of(lane).load(Ordering::Relaxed)).sum();
+        let all = |of: &dyn Fn(&Lane) -> &AtomicU64| self.lanes().map(|lane| of(lane).load(Ordering::Relaxed)).sum();
         Counts {
             calls: self.calls(),
             faults: std::array::from_fn(|n| all(&|lane| &lane.faults[n])),
