@@ -213,8 +213,9 @@ pub const RELEASES_MAX: usize = 4;
 pub const TAKEOVERS_MAX: usize = 16;
 /// A shard that could not be claimed or taken over is tried again after this: the first time, and at most.
 pub const TAKEOVER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A journal that this node stands by for is read again after this: while it grows, and at most.
-pub const STANDBY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// A journal that this node stands by for is read again after this: while it grows, and at most. Each time takes a few
+/// serial reads, which cost Cassandra more than the entries do.
+pub const STANDBY_INTERVAL: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(30));
 /// Counters and idempotency records kept of one such journal. With more, it is read anew from its checkpoint.
 pub const STANDBY_RECORDS_MAX: usize = 200_000;
 /// How often the owner of shards looks at the clock.

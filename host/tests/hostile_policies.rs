@@ -92,8 +92,9 @@ fn a_failing_configure_refuses_the_binding() {
 
 #[test]
 fn every_fault_of_a_selection_is_counted_and_answered() {
-    let engine = engine();
-    let mut local = engine.local();
+    // How fast this machine is decides whether all host calls that are allowed take longer than a call's usual deadline.
+    let limits = Limits { deadline_inline: Duration::from_secs(10), ..Limits::default() };
+    let (usual, slow) = (engine(), engine_with(Settings { limits, breaker: patient(), ..Settings::default() }));
     for (config, kind) in [
         ("trap-in-refresh", Kind::Trap),
         ("trap-in-select", Kind::Trap),
@@ -105,7 +106,8 @@ fn every_fault_of_a_selection_is_counted_and_answered() {
         ("no-candidate", Kind::NotACandidate),
         ("no-shard", Kind::NotACandidate),
     ] {
-        let binding = bind(&engine, "misbehaves-selection", config);
+        let engine = if kind == Kind::HostCalls { &slow } else { &usual };
+        let (binding, mut local) = (bind(engine, "misbehaves-selection", config), engine.local());
         for call in 0..5 {
             let chosen = local.select_now(&binding, &addition()).expect("inline");
             // How fast this machine is decides whether 3 ms of work are over the deadline of 1 ms.

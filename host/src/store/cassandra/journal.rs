@@ -172,7 +172,7 @@ impl CassandraStore {
                 self.take_over(entry.shard).await?;
                 self.lapse(entry.shard);
             }
-            let (_, segments) = self.segments_of(entry.shard).await?;
+            let (_, _, segments) = self.segments_of(entry.shard).await?;
             let Some(segment) = segments.iter().rev().find(|segment| segment.base < entry.seq) else {
                 return Ok(Appended::Fenced { applied: None });
             };
@@ -220,11 +220,7 @@ impl CassandraStore {
     pub(super) async fn read_entries(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         let (position, tail, segments) = match self.owned(shard) {
             Some(owned) => (owned.position, owned.tail, owned.segments),
-            None => {
-                let row = self.shard_row(shard).await?;
-                let (tail, segments) = self.segments_of(shard).await?;
-                (row.position, tail, segments)
-            }
+            None => self.segments_of(shard).await?,
         };
         let (mut at, mut bytes, mut found) = (after_seq.max(position), 0, Vec::new());
         let ends: Vec<u64> = segments.iter().skip(1).map(|segment| segment.base).chain([tail]).collect();

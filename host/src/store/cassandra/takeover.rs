@@ -156,9 +156,10 @@ impl CassandraStore {
         Ok(found)
     }
 
-    /// The segments of a shard that need not be ours, oldest first, and its last sequence. Nothing is raised.
-    pub(super) async fn segments_of(&self, shard: u32) -> Result<(u64, VecDeque<Segment>), Error> {
-        let mut id = self.shard_row(shard).await?.segment;
+    /// Of a shard that need not be ours: the position of its checkpoint, its last sequence, and its segments, oldest first.
+    /// Nothing is raised.
+    pub(super) async fn segments_of(&self, shard: u32) -> Result<(u64, u64, VecDeque<Segment>), Error> {
+        let ShardRow { segment: mut id, position, .. } = self.shard_row(shard).await?;
         let mut segments: VecDeque<Segment> = VecDeque::new();
         loop {
             let Some(row) = self.segment_row(shard, &id).await? else {
@@ -169,7 +170,7 @@ impl CassandraStore {
             }
             segments.push_back(Segment { id, base: row.base, bytes: row.bytes });
             match row.next {
-                None => return Ok((row.tail, segments)),
+                None => return Ok((position, row.tail, segments)),
                 Some(next) => id = next,
             }
         }

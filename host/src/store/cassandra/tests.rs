@@ -91,7 +91,7 @@ async fn fill(store: &CassandraStore, epoch: u64, seqs: std::ops::RangeInclusive
 
 /// How many segments of shard 0 there are, and their ids.
 async fn segments(store: &CassandraStore) -> Vec<String> {
-    store.segments_of(0).await.expect("reads").1.into_iter().map(|segment| segment.id).collect()
+    store.segments_of(0).await.expect("reads").2.into_iter().map(|segment| segment.id).collect()
 }
 
 #[tokio::test]
