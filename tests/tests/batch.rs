@@ -1,6 +1,9 @@
 //! `POST /v1/batch`: many additions in one request, each applied or failed by itself.
 
-use quipu_tests::{Answer, Server};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use quipu_tests::{Answer, Server, load, until};
 use serde_json::{Value, json};
 
 fn results(answer: Answer) -> Vec<Value> {
@@ -132,4 +135,42 @@ fn a_batch_that_is_no_batch_counts_nothing() {
     server.call("POST", "/v1/batch", &[], huge).problem(422, "invalid_argument");
     assert_eq!(results(server.post("/v1/batch", json!({ "ops": [] }))), Vec::<Value>::new());
     server.get("/v1/counters/a").problem(404, "counter_not_found");
+}
+
+/// Whoever is told `queue_full` sends everything again: nothing of it may have been taken.
+#[test]
+fn batches_that_find_no_room_for_relaxed_additions_are_refused_whole() {
+    const EACH: u64 = 5_000;
+    let server = Server::start();
+    server.set_rule(json!({ "match": "relaxed", "durability": "relaxed" }));
+    let op = |n: u64| json!({ "id": format!("{}{}", ["relaxed", "durable"][n as usize % 2], n / 2 % 8), "amount": 1 });
+    let body = json!({ "ops": (0..2 * EACH).map(op).collect::<Vec<_>>() }).to_string();
+    let (taken, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let end = Instant::now() + Duration::from_secs(30);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                while refused.load(Relaxed) < 10 && Instant::now() < end {
+                    let answer = client.call("POST", "/v1/batch", &[], body.as_bytes()).expect("an answer");
+                    if answer.status == 429 {
+                        answer.problem(429, "queue_full");
+                        refused.fetch_add(1, Relaxed);
+                        continue;
+                    }
+                    let results = results(answer);
+                    let count =
+                        |outcome: &str| results.iter().filter(|result| result["outcome"] == outcome).count() as u64;
+                    assert_eq!((count("accepted"), count("applied")), (EACH, EACH));
+                    taken.fetch_add(1, Relaxed);
+                }
+            });
+        }
+    });
+    let (taken, refused) = (taken.into_inner(), refused.into_inner());
+    println!("{taken} batches taken, {refused} refused");
+    assert!(refused > 0, "never full, with {taken} batches taken");
+    let expected = i128::from(taken * EACH);
+    until("all that was accepted is readable", || load::sum(&server, "relaxed", 8) >= expected);
+    assert_eq!((load::sum(&server, "relaxed", 8), load::sum(&server, "durable", 8)), (expected, expected));
 }

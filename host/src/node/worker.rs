@@ -99,22 +99,30 @@ impl Worker {
         Ok(Waiting { worker: self, slot: Some(slot) }.await)
     }
 
-    /// Queues an operation that nobody waits for.
-    pub fn submit_relaxed(&self, op: Op) -> Result<(), Rejected> {
-        let on_their_way = self.node.peers.as_ref().map_or(0, |peers| peers.links.waiting());
-        if self.node.commits.queued() + on_their_way >= limits::RELAXED_QUEUE_MAX {
+    /// Queues operations that nobody waits for, all or none: they have no other answer.
+    pub fn submit_relaxed<I>(&self, ops: I) -> Result<(), Rejected>
+    where
+        I: ExactSizeIterator<Item = Op>,
+    {
+        let count = ops.len();
+        if self.node.commits.queued() + self.on_their_way() + count > limits::RELAXED_QUEUE_MAX {
             return Err(Rejected::Full);
         }
-        self.admit(1)?;
-        self.enqueue(std::iter::once(Op { origin: Origin::Relaxed, ..op }));
+        self.admit(count)?;
+        self.enqueue(ops.map(|op| Op { origin: Origin::Relaxed, ..op }));
         Ok(())
     }
 
     fn admit(&self, count: usize) -> Result<(), Rejected> {
-        if self.node.peers.as_ref().is_some_and(|peers| peers.links.waiting() + count > limits::QUEUE_OPS_MAX) {
+        if self.on_their_way() + count > limits::QUEUE_OPS_MAX {
             return Err(Rejected::Full);
         }
         self.node.commits.reserve(count)
+    }
+
+    /// Operations that other nodes have not answered yet.
+    fn on_their_way(&self) -> usize {
+        self.node.peers.as_ref().map_or(0, |peers| peers.links.waiting())
     }
 
     fn enqueue(&self, ops: impl Iterator<Item = Op>) {

@@ -70,7 +70,7 @@ pub async fn add(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
     };
     let shard = op.shard;
     if durability == Durability::Relaxed {
-        worker.submit_relaxed(op)?;
+        worker.submit_relaxed(std::iter::once(op))?;
         return Ok(Added { shard, value: None, replayed: false, chosen });
     }
     let (shard, outcome) = submit_one(worker, op).await?;
@@ -117,14 +117,20 @@ pub async fn add_batch(worker: &Rc<Worker>, adds: &[Add]) -> Result<Vec<Result<A
             Durability::Relaxed => relaxed.push(op),
         }
     }
-    for op in relaxed {
-        worker.submit_relaxed(op)?;
+    let none_taken = relaxed.is_empty();
+    if !none_taken {
+        worker.submit_relaxed(relaxed.into_iter())?;
     }
-    let mut outcomes = submit_all(worker, ops).await?.into_iter();
+    let mut outcomes = match submit_all(worker, ops).await {
+        Err(why) if none_taken => return Err(why),
+        // The relaxed ones are taken: each of the others says for itself that it is not.
+        outcomes => outcomes.map(Vec::into_iter),
+    };
     let answered = results.into_iter().map(|(shard, durability, chosen)| {
         if durability == Durability::Relaxed {
             return Ok(Added { shard, value: None, replayed: false, chosen });
         }
+        let outcomes = outcomes.as_mut().map_err(|why| why.clone())?;
         let (shard, outcome) = outcomes.next().expect("one outcome per operation");
         let (value, replayed) = applied(outcome)?;
         Ok(Added { shard, value: Some(value), replayed, chosen })
@@ -236,8 +242,15 @@ async fn submit_all(worker: &Rc<Worker>, mut ops: Vec<Op>) -> Result<Vec<(u32, O
     let deadline = Instant::now() + limits::OPERATION_DEADLINE;
     let mut results = vec![(0, Outcome::NotApplied); ops.len()];
     let mut places: Vec<usize> = (0..ops.len()).collect();
+    let mut first = true;
     loop {
-        let outcomes = worker.submit(ops.clone().into_iter()).await?;
+        let outcomes = match worker.submit(ops.clone().into_iter()).await {
+            Ok(outcomes) => outcomes,
+            Err(why) if first => return Err(why.into()),
+            // Others of them were applied in a round before.
+            Err(_) => return Ok(results),
+        };
+        first = false;
         let mut again = (Vec::new(), Vec::new());
         for ((op, at), outcome) in ops.into_iter().zip(places).zip(outcomes) {
             results[at] = (op.shard, outcome);
