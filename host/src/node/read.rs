@@ -70,9 +70,9 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
     let policy = Answering::aggregation(rule, hash);
     let aggregation = policy.binding();
     let shards = candidates(hash, node.shards, node.spread_of_reads(certain, rules.spread_of_reads(id.as_str())));
-    let (max_age, stale) = match freshness {
-        Freshness::Exact => (Duration::ZERO, false),
-        Freshness::Within { age, stale } => (age, stale),
+    let max_age = match freshness {
+        Freshness::Exact => Duration::ZERO,
+        Freshness::Within { age, .. } => age,
     };
     let max_age_ms = u32::try_from(max_age.as_millis()).unwrap_or(u32::MAX);
     let request = policy::Read { counter: id.as_str(), key_hash: hash, shards: &shards, max_age_ms };
@@ -97,15 +97,16 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
         Plan::All | Plan::Available | Plan::Cached => &shards[..],
     };
     let mut recalled_at_ms = None;
-    let (live, missing) = match (&node.peers, &planned.plan) {
-        (None, _) => (node.live_here(id, hash, wanted).await?, Vec::new()),
-        (Some(peers), Plan::Cached) => {
+    let (live, missing) = match (&node.peers, &planned.plan, freshness) {
+        (None, ..) => (node.live_here(id, hash, wanted).await?, Vec::new()),
+        // Whatever its policy plans, an exact read is exact.
+        (Some(peers), Plan::Cached, Freshness::Within { stale, .. }) => {
             let Recalled { live, as_of_ms, confirmed } =
                 node.recall(peers, id, wanted, u64::from(max_age_ms), stale).await?;
             recalled_at_ms = (!confirmed).then_some(as_of_ms);
             (live, Vec::new())
         }
-        (Some(peers), plan) => {
+        (Some(peers), plan, _) => {
             let wait = if matches!(plan, Plan::Available) { Missing::LeaveOut } else { Missing::Wait };
             let Gathered { found, missing } = node.gather(peers, id, wanted, wait).await?;
             (found.into_iter().filter_map(Journaled::live).collect(), missing)
