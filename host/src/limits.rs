@@ -216,8 +216,9 @@ pub const TAKEOVER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Du
 /// A journal that this node stands by for is read again after this: while it grows, and at most. Each time takes a few
 /// serial reads, which cost Cassandra more than the entries do.
 pub const STANDBY_INTERVAL: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(30));
-/// Counters and idempotency records kept of one such journal. With more, it is read anew from its checkpoint.
-pub const STANDBY_RECORDS_MAX: usize = 200_000;
+/// When so many counters and idempotency records of one such journal are in memory, those that the checkpoint holds are
+/// forgotten, and again whenever they have doubled since.
+pub const STANDBY_RECORDS: usize = 20_000;
 /// How often the owner of shards looks at the clock.
 pub const OWNERSHIP_TICK: Duration = Duration::from_millis(50);
 /// Cassandra: copies of everything, when a keyspace is made.
@@ -227,7 +228,7 @@ pub const CASSANDRA_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to Cassandra is asked for a sign of life this often, and given up without one after this long: a broken
 /// one is otherwise kept for as long as TCP tries.
 pub const CASSANDRA_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
-/// A node that starts asks a Cassandra that does not answer again for so long.
+/// A node that starts asks a Cassandra that answers too slowly again for so long.
 pub const STORE_START_PATIENCE: Duration = Duration::from_secs(30);
 /// To wait for the answer to one statement, and to one that changes the schema.
 pub const CASSANDRA_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -41,7 +41,7 @@ pub async fn open_store(settings: &Settings, chosen: &Chosen) -> Result<Arc<dyn 
     loop {
         match try_to_open(&settings, chosen.create_schema).await {
             Ok(store) => return Ok(store),
-            // It is there, and too busy to answer, or just starting.
+            // It is there, and too busy to answer. One that nobody can connect to is a mistake, or started again with us.
             Err(why @ store::Error::NotApplied(_)) if Instant::now() < until => {
                 warn!("Cassandra is asked again: {why}")
             }

@@ -320,7 +320,8 @@ mod tests {
 
     fn start(id: &'static str, picture: &watch::Sender<Arc<Picture>>, failures: u32) -> Member {
         let (lose, lost) = mpsc::channel(8);
-        let (serving, standing_by) = <(Arc<Mutex<BTreeSet<u32>>>, Arc<Mutex<BTreeSet<u32>>>)>::default();
+        let shards = || Arc::new(Mutex::new(BTreeSet::new()));
+        let (serving, standing_by) = (shards(), shards());
         let fake = Fake {
             serving: serving.clone(),
             standing_by: standing_by.clone(),

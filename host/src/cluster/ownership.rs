@@ -244,9 +244,8 @@ impl Ownership {
     }
 
     fn stand_by(&mut self, picture: &Picture) {
-        let live: BTreeSet<&str> = picture.nodes.values().filter(|n| n.takes_shards()).map(|n| n.id.as_str()).collect();
         let us = self.config.node.as_str();
-        let mut next = if live.contains(us) { standbys(&live, &self.owners(picture), us) } else { BTreeSet::new() };
+        let mut next = standbys(&takers(picture), &self.owners(picture), us);
         let theirs = |shard: &u32| picture.owners.get(shard).is_some_and(|owner| !self.is_ours(owner));
         next.extend(self.standing_by.iter().copied().filter(|shard| !theirs(shard)));
         self.standing_by = next;
@@ -309,9 +308,11 @@ impl Ownership {
     /// The desired map of the latest picture, as far as it concerns us.
     fn map(&self, picture: &Picture) -> Vec<Wanted> {
         let us = self.config.node.as_str();
-        let takes = picture.nodes.values().filter(|node| node.takes_shards()).map(|node| node.id.as_str());
-        // Our own entry may not say yet that we drain.
-        let live: BTreeSet<&str> = takes.filter(|node| !(self.draining && *node == us)).collect();
+        let mut live = takers(picture);
+        if self.draining {
+            // Our own entry may not say so yet.
+            live.remove(us);
+        }
         let wanted = desired(&live, &self.owners(picture)).into_iter().map(|node| match node {
             None => Wanted::Nobody,
             Some(node) if node == us => Wanted::Us,
@@ -409,10 +410,12 @@ impl Ownership {
     }
 }
 
+/// The nodes that may own shards.
+fn takers(picture: &Picture) -> BTreeSet<&str> {
+    picture.nodes.values().filter(|node| node.takes_shards()).map(|node| node.id.as_str()).collect()
+}
+
 /// Whether other nodes may own shards now, or own other ones. Most pictures bring other news.
 fn may_own_differently(before: &Picture, now: &Picture) -> bool {
-    let takes = |picture: &Picture| -> Vec<String> {
-        picture.nodes.values().filter(|node| node.takes_shards()).map(|node| node.id.clone()).collect()
-    };
-    !Arc::ptr_eq(&before.owners, &now.owners) || !Arc::ptr_eq(&before.nodes, &now.nodes) && takes(before) != takes(now)
+    !Arc::ptr_eq(&before.owners, &now.owners) || takers(before) != takers(now)
 }

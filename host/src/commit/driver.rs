@@ -21,6 +21,9 @@ use crate::shard::writer::{Answers, Append, Effect, Event};
 use crate::shard::{Op, Outcome, Writer};
 use crate::store::{self, Appended, Store};
 
+/// Why no [`Effect::Return`] comes: the shards of this store have no other owner that could take anything.
+const NOT_RETURNING: &str = "the driver's writers return nothing";
+
 /// Owns the writers; lives on the commit thread.
 pub struct Driver {
     commits: Arc<Commits>,
@@ -230,7 +233,7 @@ impl Driver {
                 Effect::Confirm => self.confirm(shard),
                 Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
                 Effect::Answer(answers) => self.answer(shard, answers),
-                Effect::Return(_) => unreachable!("these writers are not returning: there is no other owner"),
+                Effect::Return(_) => unreachable!("{NOT_RETURNING}"),
             }
         }
         self.effects = effects;
@@ -322,7 +325,8 @@ impl Driver {
                     Effect::Apply(entry, slots) => self.apply(shard, &entry, &slots),
                     Effect::Answer(answers) => self.answer(shard, answers),
                     // Settling an entry asks for nothing.
-                    Effect::Load { .. } | Effect::LookUp { .. } | Effect::Confirm | Effect::Return(_) => {}
+                    Effect::Load { .. } | Effect::LookUp { .. } | Effect::Confirm => {}
+                    Effect::Return(_) => unreachable!("{NOT_RETURNING}"),
                 }
             }
         }

@@ -78,6 +78,7 @@ impl Followers {
                     store: self.store.clone(),
                     settings: self.settings,
                     shard,
+                    forget_at: limits::STANDBY_RECORDS,
                 };
                 tokio::spawn(follower.run()).abort_handle()
             });
@@ -97,10 +98,12 @@ struct Follower {
     store: Arc<dyn Store>,
     settings: Settings,
     shard: u32,
+    /// With so many records in memory it is time to forget some.
+    forget_at: usize,
 }
 
 impl Follower {
-    async fn run(self) {
+    async fn run(mut self) {
         let (first, most) = limits::STANDBY_INTERVAL;
         let mut wait = first;
         loop {
@@ -120,8 +123,9 @@ impl Follower {
     }
 
     /// Reads what is new; whether there was anything.
-    async fn step(&self) -> Result<bool, store::Error> {
-        let (shard, place) = (self.shard, &self.commits.standbys.shards[self.shard as usize]);
+    async fn step(&mut self) -> Result<bool, store::Error> {
+        let (shard, commits) = (self.shard, self.commits.clone());
+        let place = &commits.standbys.shards[shard as usize];
         let at = place.lock().as_ref().map(Replay::last_seq);
         let Some(after) = at else {
             // Nothing is read beside a takeover, nor after it.
@@ -134,17 +138,24 @@ impl Follower {
             return Ok(true);
         };
         let entries = self.store.read(shard, after, self.settings.replay_bytes).await?;
-        let mut place = place.lock();
-        // A takeover may have taken it meanwhile.
-        let Some(read) = place.as_mut().filter(|read| read.last_seq() == after) else { return Ok(false) };
         let any = !entries.is_empty();
-        let replayed = read.replay(entries);
-        if let Err(Hole { expected_seq, found_seq }) = replayed {
-            debug!("shard {shard} goes on at entry {found_seq}, after a checkpoint of those from {expected_seq} on");
-        }
-        if replayed.is_err() || read.records() > limits::STANDBY_RECORDS_MAX {
-            // Begun anew from the newest checkpoint.
-            *place = None;
+        let records = {
+            let mut place = place.lock();
+            // A takeover may have taken it meanwhile.
+            let Some(read) = place.as_mut().filter(|read| read.last_seq() == after) else { return Ok(false) };
+            if let Err(Hole { expected_seq, found_seq }) = read.replay(entries) {
+                debug!("shard {shard} goes on at entry {found_seq}; a checkpoint holds those from {expected_seq} on");
+                *place = None;
+                return Ok(true);
+            }
+            read.records()
+        };
+        if records >= self.forget_at {
+            let Raised { checkpoint_seq, .. } = self.store.standing(shard).await?;
+            if let Some(read) = &mut *place.lock() {
+                read.forget_checkpointed(checkpoint_seq);
+                self.forget_at = limits::STANDBY_RECORDS.max(2 * read.records());
+            }
         }
         Ok(any)
     }
@@ -213,6 +224,39 @@ mod tests {
         second.wait(second.commits.take_over(shard("a"))).expect("taken over");
         assert_eq!(second.ask(vec![keyed("a", 1, "k", 0)]), [Outcome::Applied { value: 3, replayed: true }]);
         assert_eq!(second.add("a", 1), applied(4));
+    }
+
+    #[test]
+    fn what_a_checkpoint_holds_is_forgotten_before_it_is_much() {
+        const ROUND: u32 = 10_000;
+        let ids: Vec<String> = (0..).map(|n| format!("a{n}")).filter(|id| shard(id) == 0).take(70_000).collect();
+        let round = |nth: u32| (0..ROUND).map(|n| add(&ids[(nth * ROUND + n) as usize], 1, n)).collect::<Vec<_>>();
+        let store = Arc::new(MemoryStore::new(SHARDS));
+        let (first, second) = (owner(&store), Node::on(&store));
+        let (commits, of_store) = (second.commits.clone(), store.clone());
+        let forget_at = limits::STANDBY_RECORDS;
+        let mut follower = Follower { commits, store: of_store, settings: SETTINGS, shard: 0, forget_at };
+        let mut follow = || while second.wait(follower.step()).expect("the store answers") {};
+        follow();
+        for nth in 0..3 {
+            first.ask(round(nth));
+            follow();
+        }
+        assert_eq!(second.commits.standbys.records(), 30_000, "no checkpoint holds any");
+        let before = first.commits.stats.checkpoints.load(Ordering::Relaxed);
+        first.commits.checkpoint_due.notify_one();
+        first.wait(async {
+            while first.commits.stats.checkpoints.load(Ordering::Relaxed) == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        for nth in 3..7 {
+            first.ask(round(nth));
+            follow();
+        }
+        assert!(second.commits.standbys.records() < 60_000, "{} of 70,000", second.commits.standbys.records());
+        second.wait(second.commits.take_over(0)).expect("taken over");
+        assert_eq!(second.ask(vec![add(&ids[0], 1, 0), add(&ids[69_999], 1, 1)]), [applied(2), applied(2)]);
     }
 
     #[test]

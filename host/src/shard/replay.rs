@@ -65,8 +65,14 @@ impl Replay {
         Ok(())
     }
 
+    /// Forgets what a checkpoint of everything up to `seq` holds.
+    pub fn forget_checkpointed(&mut self, seq: u64) {
+        self.checkpointed(seq);
+        self.partials.evict_clean(0, usize::MAX);
+    }
+
     /// A checkpoint holds everything up to `seq`, which need not be kept for the next one.
-    pub fn checkpointed(&mut self, seq: u64) {
+    pub(super) fn checkpointed(&mut self, seq: u64) {
         self.partials.checkpointed(seq);
         self.writer.forget_checkpointed(seq);
     }

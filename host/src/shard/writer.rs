@@ -283,6 +283,7 @@ impl Writer {
             match self.draft.judge(durable, op, *slot) {
                 Ok(verdict) => {
                     let Some(Queued { op, .. }) = self.queue.pop_front() else { break };
+                    // The draft takes it apart, and does not keep who sent what.
                     if returning && op.origin == Origin::Relaxed {
                         relaxed.push(op.clone());
                     }
