@@ -248,6 +248,33 @@ fn without_a_cache_no_revision_rests() {
 }
 
 #[test]
+fn nodes_that_open_a_cache_at_once_share_one_key() {
+    let bytes = guest("first-candidate");
+    for _ in 0..10 {
+        let directory = tempfile::tempdir().expect("a directory");
+        let cache = directory.path().join("cache");
+        let together = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            let nodes: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        together.wait();
+                        cached(&cache).expect("opens")
+                    })
+                })
+                .collect();
+            let nodes: Vec<_> = nodes.into_iter().map(|node| node.join().expect("does not panic")).collect();
+            nodes[0].load("first", &bytes).expect("it loads");
+            let written = std::fs::read(entry(&cache)).expect("it reads");
+            for node in &nodes[1..] {
+                node.load("first", &bytes).expect("it loads");
+                assert_eq!(std::fs::read(entry(&cache)).expect("it reads"), written, "taken as it is");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_cache_that_others_can_use_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let cache = directory.path().join("cache");

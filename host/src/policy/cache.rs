@@ -143,19 +143,28 @@ fn deserialize(wasm: &wasmtime::Engine, code: &[u8]) -> wasmtime::Result<Compone
 /// The key, made on first use.
 fn key(file: &Path) -> Result<[u8; KEY_BYTES], String> {
     let failed = |error: io::Error| format!("the key file: {error}");
+    let metadata = match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_key(file).and_then(|()| fs::symlink_metadata(file)).map_err(failed)?
+        }
+        found => found.map_err(failed)?,
+    };
+    private(&metadata, 0o077).map_err(|what| format!("the key file {what}"))?;
+    let bytes = fs::read(file).map_err(failed)?;
+    bytes.try_into().map_err(|_| "the key file is damaged; remove it, and everything is compiled anew".to_owned())
+}
+
+/// Whole or not at all, and one for all: several nodes may open a directory for the first time at once.
+fn make_key(file: &Path) -> io::Result<()> {
     let mut key = [0; KEY_BYTES];
     rand::rng().fill_bytes(&mut key);
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
-        Ok(mut out) => out.write_all(&key).and_then(|()| out.sync_all()).map(|()| key).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            private(&fs::symlink_metadata(file).map_err(failed)?, 0o077)
-                .map_err(|what| format!("the key file {what}"))?;
-            let bytes = fs::read(file).map_err(failed)?;
-            bytes
-                .try_into()
-                .map_err(|_| "the key file is damaged; remove it, and everything is compiled anew".to_owned())
-        }
-        Err(error) => Err(failed(error)),
+    let beside = file.with_extension(format!("{:016x}.partial", rand::rng().next_u64()));
+    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let made = out.write_all(&key).and_then(|()| out.sync_all()).and_then(|()| fs::hard_link(&beside, file));
+    let _ = fs::remove_file(&beside);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 
