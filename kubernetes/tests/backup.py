@@ -19,6 +19,7 @@ import urllib.request
 
 from load import Load
 from readme import commands
+from waiting import wait
 
 STATE = pathlib.Path(sys.argv[1])
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -29,14 +30,6 @@ NODES = {f"quipu-{number}": f"127.0.0.{11 + number}" for number in range(3)}
 #: One whose rule keeps it on one shard, one under an uploaded policy, one without a rule.
 COUNTERS = ["stock/apples", "mine/a", "likes"]
 PATIENCE = 60
-
-
-def wait(what, check, patience=PATIENCE):
-    deadline = time.monotonic() + patience
-    while not check():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {patience} s: {what}")
-        time.sleep(0.05)
 
 
 def ask(method, path, body=None, headers=()):

@@ -17,11 +17,11 @@ import urllib.request
 
 from load import Load
 from relay import relay
+from waiting import wait
 
 IMAGE, NETWORK, GATEWAY = "localhost/quipu:test", "quipu", "10.63.0.254"
 NODES = ["quipu-0", "quipu-1", "quipu-2"]
 TOKEN = "of-this-test-only"
-PATIENCE = 90
 #: As the manifests have it: `preStop` in seconds, and the rest of terminationGracePeriodSeconds.
 PAUSE, GRACE = 5, 40
 
@@ -31,15 +31,6 @@ def podman(*arguments):
     if done.returncode != 0:
         raise RuntimeError(f"podman {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-def wait(what, check, patience=PATIENCE):
-    """Asks until `check` is true, and fails after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not check():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {patience} s: {what}")
-        time.sleep(0.05)
 
 
 def get(address, path, token=TOKEN):

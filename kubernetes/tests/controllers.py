@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 
 from usage import GROUP, Usage
+from waiting import wait
 
 OVERLAY = pathlib.Path(__file__).parent.parent / "overlays" / "production"
 SERVER, NAMESPACE, ZONES = "https://127.0.0.1:6443", "quipu", ("a", "b", "c")
@@ -73,16 +74,6 @@ class Api:
 
     def shards(self):
         return self.get(f"{PODS}?labelSelector={SHARDS}")["items"]
-
-
-def wait(what, check, patience=PATIENCE):
-    """Asks until the answer is true, and gives it; fails after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {patience} s: {what}")
-        time.sleep(0.05)
-    return found
 
 
 def condition(one, kind):

@@ -36,3 +36,18 @@ pub fn variant(bytes: &[u8], number: u8) -> Vec<u8> {
     section.push(number);
     [bytes, &section].concat()
 }
+
+/// Ways in which the guest `misbehaves-selection` does, which its dry run does not see.
+pub const HOSTILE_WAYS: [&str; 11] = [
+    "trap-in-select",
+    "loop-in-select",
+    "recurse",
+    "no-candidate",
+    "no-shard",
+    "grow-without-end",
+    "grow-a-little-each-call",
+    "flood-log",
+    "huge-log-line",
+    "metrics-without-end",
+    "busy-3-ms",
+];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quipu_tests::components::{builtin, guest, push, uploaded, variant};
+use quipu_tests::components::{HOSTILE_WAYS, builtin, guest, push, uploaded, variant};
 use quipu_tests::{Server, encode, within};
 use serde_json::json;
 
@@ -125,22 +125,6 @@ fn canary_comes_and_goes(server: &Server) {
     server.call("POST", "/v1/rules/rollback?match=canary%2F", &[], b"").expect(200);
 }
 
-/// Ways to misbehave that a policy is admitted with, since its dry run sees none of them.
-const HOSTILE_WAYS: [&str; 12] = [
-    "trap-in-select",
-    "loop-in-select",
-    "recurse",
-    "no-candidate",
-    "no-shard",
-    "grow-without-end",
-    "grow-a-little-each-call",
-    "keep-every-request",
-    "flood-log",
-    "huge-log-line",
-    "metrics-without-end",
-    "busy-3-ms",
-];
-
 /// The 99th percentile of additions under another rule beside each way to misbehave, over that beside the same policy where
 /// it behaves: in pairs that follow each other, since a machine has its moods. At full size the median of the pairs is held to
 /// a tenth more; always all additions are counted, and the other rule's policy chose.
@@ -160,7 +144,7 @@ fn hostile_policies_leave_other_rules_alone() {
     };
     beside("fine");
     let mut slowed = Vec::new();
-    for how in HOSTILE_WAYS {
+    for how in HOSTILE_WAYS.into_iter().chain(["keep-every-request"]) {
         let mut ratios: Vec<f64> = (0..pairs)
             .map(|pair| {
                 // Either comes first as often.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quipu_tests::components::{builtin, guest, push, variant};
+use quipu_tests::components::{HOSTILE_WAYS, builtin, guest, push, variant};
 use quipu_tests::{Launch, Server, encode, until, within};
 use serde_json::{Value, json};
 
@@ -108,21 +108,8 @@ fn a_misbehaving_policy_costs_no_addition() {
     }));
     // Instances and the first faults are made; what comes after must not grow.
     let mut before = 0;
-    let ways = [
-        "trap-in-select",
-        "loop-in-select",
-        "recurse",
-        "no-candidate",
-        "no-shard",
-        "grow-without-end",
-        "grow-a-little-each-call",
-        "flood-log",
-        "huge-log-line",
-        "metrics-without-end",
-        "busy-3-ms",
-    ];
     for round in 0..20 {
-        for how in ways {
+        for how in HOSTILE_WAYS {
             for _ in 0..5 {
                 server.add(&format!("bad/{how}"), 1).expect(200);
             }
@@ -133,7 +120,7 @@ fn a_misbehaving_policy_costs_no_addition() {
     }
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes more after 15 further rounds");
-    for how in ways {
+    for how in HOSTILE_WAYS {
         assert_eq!(server.total(&format!("bad/{how}")), 100, "{how}");
     }
     assert!(faults(&server, "hostile") > 100.0, "{}", faults(&server, "hostile"));
