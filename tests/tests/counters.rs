@@ -130,6 +130,9 @@ fn cached_reads_tell_their_age() {
     let exact = server.get(&target).expect(200).json();
     assert_eq!((&exact["value"], &exact["exact"]), (&json!(2), &json!(true)));
     server.get(&format!("{target}?max_age_ms=5")).problem(422, "invalid_argument");
+    server.get(&format!("{target}?stale=allow")).problem(422, "invalid_argument");
+    server.get(&format!("{target}?read=cached&stale=yes")).problem(422, "invalid_argument");
+    server.get(&format!("{target}?read=cached&stale=allow")).expect(200);
     server.get(&format!("{target}?read=cached&max_age_ms=-5")).problem(422, "invalid_argument");
 }
 
