@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quipu::policy::{
-    Binding, Engine, Limits, Options, Partial, Placement, Rejected, Revision, Settings, ShardInfo, View,
+    Binding, Engine, Limits, Options, Partial, Placement, Rejected, Revision, Settings, ShardInfo, View, breaker,
     combine_pooled, limits, select_pooled,
 };
 use support::{CANDIDATES, addition, engine_with, faults, partials, patient, sum};
@@ -281,6 +281,14 @@ fn the_page_for_authors_has_the_limits_in_force() {
         ("memory of an instance", vec![mib(l.memory_inline_bytes), mib(l.memory_pooled_bytes)]),
         ("a call", vec![format!("{:?} of CPU", l.deadline_inline), format!("{:?}", l.deadline_pooled)]),
         (
+            "calls that are slow",
+            vec![
+                format!("{} in a row", breaker::Settings::default().consecutive_failures_max),
+                format!("{:?}", limits::INLINE_SLOW.0),
+                format!("{:?}", limits::INLINE_SLOW.1),
+            ],
+        ),
+        (
             "instantiation and `configure`",
             vec![format!("{:?}", l.deadline_configure_inline), format!("{:?}", l.deadline_configure_pooled)],
         ),
@@ -314,12 +322,17 @@ fn the_page_for_authors_has_the_limits_in_force() {
     ] {
         let line = page.lines().find(|line| line.starts_with(&format!("| {row}"))).unwrap_or_else(|| panic!("{row}"));
         for figure in figures {
-            let figure = figure.replace("ms", " ms").replace("60s", "60 s").replace("2s", "2 s");
+            let figure = figure
+                .replace("ms", " ms")
+                .replace("µs", " µs")
+                .replace("200ns", "200 ns")
+                .replace("60s", "60 s")
+                .replace("2s", "2 s");
             assert!(line.contains(&figure), "{line} lacks {figure}");
         }
     }
-    let breaker = quipu::policy::breaker::Settings::default();
-    let opens = (breaker.consecutive_failures_max, breaker.window_failures_max, breaker.window.as_secs());
+    let settings = breaker::Settings::default();
+    let opens = (settings.consecutive_failures_max, settings.window_failures_max, settings.window.as_secs());
     assert_eq!(opens, (5, 20, 10), "the page says when the breaker opens");
 }
 

@@ -340,6 +340,20 @@ fn the_breaker_spares_the_thread_and_lets_a_cured_policy_back() {
 }
 
 #[test]
+fn a_policy_that_is_slow_on_the_serving_thread_is_left_alone() {
+    let engine = engine_with(Settings { limits: slow_machine(), ..Settings::default() });
+    let mut local = engine.local();
+    let binding = bind(&engine, "misbehaves-selection", "flood-log");
+    let answered = ask(&mut local, &binding, 1_000);
+    // One of sixteen calls is timed until one was slow; then each is.
+    assert!((5..100).contains(&answered), "{answered} of 1,000 calls reached it");
+    assert_eq!(binding.revision.breaker(), breaker::State::Open);
+    let stats = binding.revision.stats();
+    assert!(stats.faults(Kind::Slow) >= 1 && stats.faults(Kind::BreakerOpen) == 1_000 - u64::from(answered));
+    assert!(binding.revision.snapshot().last_fault.expect("it is kept").contains("of a serving thread"));
+}
+
+#[test]
 fn a_healthy_policy_beside_a_hostile_one_keeps_answering() {
     let engine = engine();
     let healthy = bind(&engine, "first-candidate", "");

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Opens after this many failures without a success between them.
+    /// Opens after this many failures, or calls that were slow, without a good one between them.
     pub consecutive_failures_max: u32,
     /// Opens after this many failures within `window`, successes or not: a policy that fails now and then costs a new
     /// instance each time.
@@ -133,27 +133,38 @@ impl Machine {
     }
 
     pub fn failed(&mut self, now: Duration) {
+        if self.state == State::Closed {
+            if now >= self.window_start + self.settings.window {
+                self.window_start = now;
+                self.window_failures = 0;
+            }
+            self.window_failures += 1;
+        }
+        self.bad(now);
+    }
+
+    /// An answer that took too long. Only a row of them means anything: a thread may be interrupted at any time. Answers
+    /// whether it opened the breaker.
+    pub fn slow(&mut self, now: Duration) -> bool {
+        self.bad(now)
+    }
+
+    fn bad(&mut self, now: Duration) -> bool {
         match self.state {
             // A call that began before it opened.
-            State::Open | State::Quarantined => {}
-            State::HalfOpen => {
-                self.backoff = (self.backoff * 2).min(self.settings.backoff_max);
-                self.open(now);
-            }
+            State::Open | State::Quarantined => return false,
+            State::HalfOpen => self.backoff = (self.backoff * 2).min(self.settings.backoff_max),
             State::Closed => {
-                if now >= self.window_start + self.settings.window {
-                    self.window_start = now;
-                    self.window_failures = 0;
-                }
-                self.window_failures += 1;
                 self.consecutive_failures += 1;
-                if self.consecutive_failures >= self.settings.consecutive_failures_max
-                    || self.window_failures >= self.settings.window_failures_max
+                if self.consecutive_failures < self.settings.consecutive_failures_max
+                    && self.window_failures < self.settings.window_failures_max
                 {
-                    self.open(now);
+                    return false;
                 }
             }
         }
+        self.open(now);
+        true
     }
 
     fn open(&mut self, now: Duration) {
@@ -184,7 +195,7 @@ impl Machine {
 pub enum Admission {
     /// Closed and quiet: a success need not be told.
     Quiet,
-    /// A success must be told.
+    /// A success must be told, and the call is timed.
     Watched,
     Refused,
 }
@@ -222,15 +233,21 @@ impl Breaker {
         self.tell(|machine, now| machine.failed(now));
     }
 
+    /// Whether that opened it.
+    pub fn slow(&self) -> bool {
+        self.tell(|machine, now| machine.slow(now))
+    }
+
     /// Ends a quarantine, or the pause of an open breaker.
     pub fn release(&self) {
         self.tell(|machine, _| machine.release());
     }
 
-    fn tell(&self, what: impl FnOnce(&mut Machine, Duration)) {
+    fn tell<T>(&self, what: impl FnOnce(&mut Machine, Duration) -> T) -> T {
         let mut machine = self.machine.lock();
-        what(&mut machine, self.start.elapsed());
+        let answer = what(&mut machine, self.start.elapsed());
         self.busy.store(u32::from(!machine.quiet()), Ordering::Relaxed);
+        answer
     }
 
     pub fn state(&self) -> State {
@@ -301,6 +318,22 @@ mod tests {
             assert_eq!(machine.state() == State::Closed, n == 3);
             assert!(machine.admit(ms(100 + n)));
         }
+    }
+
+    #[test]
+    fn slow_answers_in_a_row_open_it_and_scattered_ones_do_not() {
+        let mut machine = Machine::new(Settings::default());
+        for n in 0..1_000 {
+            assert!((0..4).all(|_| !machine.slow(ms(n))), "after {n}");
+            machine.succeeded(ms(n));
+        }
+        assert!((0..4).all(|_| !machine.slow(ms(1_000))));
+        assert!(machine.slow(ms(1_000)));
+        assert_eq!(machine.state(), State::Open);
+        assert!(machine.admit(ms(1_100)));
+        assert!(machine.slow(ms(1_100)), "one probe is enough");
+        assert!(!machine.admit(ms(1_299)));
+        assert!(machine.admit(ms(1_300)), "after twice the pause");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum Kind {
     HostCalls,
     /// The answer was none of the candidates, or a plan named a shard that was not asked about, or one twice.
     NotACandidate,
+    /// Its calls took longer than a serving thread can spare, so many in a row that the breaker opened. Their answers were used.
+    Slow,
     /// `combine` answered with an error, or `configure` refused a config that it took before.
     Refused,
     /// Too many calls wait for the pool.
@@ -29,12 +31,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
         Self::HostCalls,
         Self::NotACandidate,
+        Self::Slow,
         Self::Refused,
         Self::QueueFull,
         Self::BreakerOpen,
@@ -48,6 +51,7 @@ impl Kind {
             Self::Memory => "memory",
             Self::HostCalls => "host_calls",
             Self::NotACandidate => "not_a_candidate",
+            Self::Slow => "slow",
             Self::Refused => "refused",
             Self::QueueFull => "queue_full",
             Self::BreakerOpen => "breaker_open",
@@ -58,7 +62,7 @@ impl Kind {
     /// The guest is to blame: its instance is dropped, and the breaker counts it.
     pub fn is_the_guests(self) -> bool {
         match self {
-            Self::Trap | Self::Deadline | Self::Memory | Self::HostCalls | Self::NotACandidate => true,
+            Self::Trap | Self::Deadline | Self::Memory | Self::HostCalls | Self::NotACandidate | Self::Slow => true,
             Self::Refused | Self::QueueFull | Self::BreakerOpen | Self::Unavailable => false,
         }
     }

@@ -5,12 +5,13 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::binding::Binding;
 use super::breaker::Admission;
 use super::fault::{Fault, Kind};
 use super::instance::Instance;
+use super::limits::INLINE_SLOW;
 use super::state::Node;
 use super::stats::SAMPLE_EVERY;
 use super::view::{self, Chosen, Combined, Partial, Plan, Planned, Read, Select, View};
@@ -42,7 +43,7 @@ impl Local {
 
     /// Which shard takes an addition. None: the policy runs on the pool; ask `select_pooled`.
     pub fn select_now(&mut self, binding: &Arc<Binding>, request: &Select<'_>) -> Option<Chosen> {
-        let answer = self.ask(binding, |instance| instance.select(request))?;
+        let answer = self.ask(binding, request.candidates.len(), |instance| instance.select(request))?;
         Some(match answer {
             Ok(shard) => Chosen { shard, fallback: false },
             Err(NoAnswer) => view::select_natively(request.candidates),
@@ -51,7 +52,7 @@ impl Local {
 
     /// What to read. None as for `select_now`.
     pub fn plan_now(&mut self, binding: &Arc<Binding>, request: &Read<'_>) -> Option<Planned> {
-        let answer = self.ask(binding, |instance| instance.plan(request))?;
+        let answer = self.ask(binding, request.shards.len(), |instance| instance.plan(request))?;
         Some(match answer {
             Ok(plan) => Planned { plan, fallback: false },
             Err(NoAnswer) => Planned { plan: Plan::All, fallback: true },
@@ -60,7 +61,7 @@ impl Local {
 
     /// The total. None as for `select_now`.
     pub fn combine_now(&mut self, binding: &Arc<Binding>, partials: &[Partial]) -> Option<Combined> {
-        let answer = self.ask(binding, |instance| instance.combine(partials))?;
+        let answer = self.ask(binding, partials.len(), |instance| instance.combine(partials))?;
         Some(match answer {
             Ok(total) => Combined { total, fallback: false },
             Err(NoAnswer) => view::combine_natively(partials),
@@ -82,9 +83,11 @@ impl Local {
         }
     }
 
+    /// `shards` is how many the question names.
     fn ask<T>(
         &mut self,
         binding: &Arc<Binding>,
+        shards: usize,
         question: impl FnOnce(&mut Instance) -> Result<T, Fault>,
     ) -> Option<Result<T, NoAnswer>> {
         let revision = &*binding.revision;
@@ -104,16 +107,24 @@ impl Local {
         let number = shared.stats.call(self.lane);
         // Not the first of a lane, which makes the instance.
         let began = (number % SAMPLE_EVERY == SAMPLE_EVERY - 1).then(Instant::now);
-        let answer = match self.instance(binding) {
-            Ok(instance) => question(instance),
+        let instance = match self.instance(binding) {
+            Ok(instance) => instance,
             // Whatever the reason, the next attempt is the breaker's to admit.
             Err(fault) => return Some(Err(self.failed(binding, fault, true))),
         };
+        // Without the making and refreshing of the instance, which are rare and have limits of their own.
+        let asked = (began.is_some() || admission == Admission::Watched).then(Instant::now);
+        let answer = question(instance);
         Some(match answer {
             Ok(answer) => {
-                binding.breaker.succeeded(admission);
+                let took = asked.map_or(Duration::ZERO, |asked| asked.elapsed());
                 if let Some(began) = began {
                     shared.stats.timed(self.lane, began.elapsed());
+                }
+                if took > slow(shards) {
+                    self.was_slow(binding, took);
+                } else {
+                    binding.breaker.succeeded(admission);
                 }
                 Ok(answer)
             }
@@ -156,6 +167,16 @@ impl Local {
     }
 
     #[cold]
+    fn was_slow(&self, binding: &Binding, took: Duration) {
+        if binding.breaker.slow() {
+            let detail = format!("a call took {took:?} of a serving thread, as those before it did");
+            let (shared, fault) = (&binding.revision.shared, Fault::new(Kind::Slow, detail));
+            tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy is slow; the native choice answers");
+            shared.stats.fault(self.lane, fault);
+        }
+    }
+
+    #[cold]
     fn failed(&mut self, binding: &Binding, fault: Fault, tell_breaker: bool) -> NoAnswer {
         let shared = &binding.revision.shared;
         if tell_breaker {
@@ -168,6 +189,12 @@ impl Local {
         shared.stats.fault(self.lane, fault);
         NoAnswer
     }
+}
+
+/// A call that names so many shards is slow when it takes longer.
+fn slow(shards: usize) -> Duration {
+    let (least, each) = INLINE_SLOW;
+    least + each * u32::try_from(shards).unwrap_or(u32::MAX)
 }
 
 /// The policy did not answer; it is counted.
