@@ -20,6 +20,8 @@ use crate::shard::partials::Partial;
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// Written records of one keyspace in memory before they go to a table. The large ones come with checkpoints.
 const WRITE_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
+/// The same of rules and plugins: written now and then, and read from memory elsewhere.
+const VALUES_BUFFER_BYTES: u64 = 256 * 1024;
 /// The engine's own journal: what is not in a table yet.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Below what makes the engine stop writers: four sealed buffers, twenty tables in level 0.
@@ -64,10 +66,12 @@ impl Lsm {
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .worker_threads(1)
             .open()?;
-        let keyspace =
-            |name| database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(WRITE_BUFFER_BYTES));
+        let with =
+            |buffer, name| database.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(buffer));
+        let keyspace = |name| with(WRITE_BUFFER_BYTES, name);
         let (partials, records, expiry) = (keyspace("partials")?, keyspace("records")?, keyspace("expiry")?);
-        let (state, values) = (keyspace("state")?, Values::new(keyspace("values")?, keyspace("pieces")?));
+        let values = |name| with(VALUES_BUFFER_BYTES, name);
+        let (state, values) = (keyspace("state")?, Values::new(values("values")?, values("pieces")?));
         // The engine makes the names inside a keyspace durable, but not that of a new keyspace.
         File::open(dir.join("keyspaces"))?.sync_all()?;
         Ok(Self { database, partials, records, expiry, state, values })
