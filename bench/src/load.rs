@@ -73,6 +73,9 @@ impl From<Load> for Requests {
     fn from(load: Load) -> Self {
         let (script, path, arguments) = match load {
             Load::Add => return Self::adds_to(HOT),
+            Load::Increment => {
+                ("same", "/counter/increment".into(), vec!["PUT".into(), format!(r#"{{"counter_id":"{HOT}"}}"#)])
+            }
             Load::Read => ("same", format!("/v1/counters/{HOT}"), vec!["GET".into()]),
             Load::AddMany => ("many", "/".into(), vec![COUNTERS.to_string(), PREFIX.into()]),
             Load::Batch { ops } => ("batch", "/".into(), vec![ops.to_string(), COUNTERS.to_string(), PREFIX.into()]),

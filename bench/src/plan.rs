@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use Load::{Add, AddMany, Batch, Read};
+use Load::{Add, AddMany, Batch, Increment, Read};
 use Server::{Bare, Durable, Native, Relaxed};
 
 /// Counters that the `many` loads go through.
@@ -64,6 +64,8 @@ pub enum Load {
     Add,
     /// The same, evenly over [`COUNTERS`] counters.
     AddMany,
+    /// `PUT /counter/increment`, the first system's route, on one counter.
+    Increment,
     /// `GET /v1/counters/{id}` of one counter.
     Read,
     /// `POST /v1/batch` with so many additions.
@@ -75,6 +77,7 @@ impl Load {
         match self {
             Add => "adds, one hot counter".into(),
             AddMany => "adds, 100,000 counters".into(),
+            Increment => "increments by the first system's route, one hot counter".into(),
             Read => "reads, one hot counter".into(),
             Batch { ops: 1_000 } => "batches of 1,000 adds".into(),
             Batch { ops: 10_000 } => "batches of 10,000 adds".into(),
@@ -85,7 +88,7 @@ impl Load {
     /// Additions in one request; a read counts as one operation.
     pub fn operations(self) -> u32 {
         match self {
-            Add | AddMany | Read => 1,
+            Add | AddMany | Increment | Read => 1,
             Batch { ops } => ops,
         }
     }
@@ -110,7 +113,7 @@ impl Cell {
                 (Durable, Native, Some(0.97)),
             ],
             Read => vec![(Durable, Bare, Some(0.85))],
-            Batch { .. } => vec![(Durable, Native, None)],
+            Batch { .. } | Increment => vec![(Durable, Native, None)],
         }
     }
 }

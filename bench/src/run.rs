@@ -72,7 +72,7 @@ impl Options {
 
     fn cells(&self) -> Vec<Cell> {
         let wanted = |cell: &Cell| match cell.load {
-            Load::Add | Load::AddMany => self.wants(Kind::Adds),
+            Load::Add | Load::AddMany | Load::Increment => self.wants(Kind::Adds),
             Load::Read => self.wants(Kind::Reads),
             Load::Batch { .. } => self.wants(Kind::Batches),
         };

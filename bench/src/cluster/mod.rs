@@ -1,12 +1,14 @@
-//! `quipu-bench cluster`: Quipu on etcd and Cassandra beside Cassandra's own counter columns, side by side in one run.
+//! `quipu-bench cluster`: Quipu on etcd and Cassandra beside Cassandra's own counter columns, and beside the system that it
+//! replaces, side by side in one run.
 //!
-//! All clusters run all the time, and one subject at a time is under load: counter columns, 1 node, 2 nodes, 3 nodes,
+//! All clusters run all the time, and one subject at a time is under load: the yardstick, 1 node, 2 nodes, 3 nodes,
 //! within a cell; all cells in each round. A ratio is taken within one round. Then nodes are killed. Everything that was
 //! made in etcd and Cassandra is removed at the end.
 //!
-//! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `takeover`, `report`.
+//! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `first`, `takeover`, `report`.
 
 mod columns;
+mod first;
 mod nodes;
 mod plan;
 mod report;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use self::columns::Columns;
+use self::first::FirstSystem;
 use self::nodes::{Cluster, Services};
 use self::plan::{Cell, NODES, Subject};
 use self::report::{Measurement, Results, Run, Settings};
@@ -58,6 +61,9 @@ pub struct Options {
     /// Process id of Cassandra, to count its CPU time when it runs on this machine
     #[arg(long)]
     cassandra_process: Option<u32>,
+    /// The first system's program, built of its source, to measure it too; needs root and `ip`
+    #[arg(long, env = "FIRST_SYSTEM")]
+    first_system: Option<PathBuf>,
     /// The program to measure [default: quipu beside this program]
     #[arg(long)]
     quipu: Option<PathBuf>,
@@ -118,6 +124,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 struct Bench {
     services: Services,
     columns: Columns,
+    first: Option<FirstSystem>,
     clusters: BTreeMap<usize, Cluster>,
     /// Additions to each cluster's hot counter that were acknowledged, and that may have been applied.
     hot: BTreeMap<usize, (u64, u64)>,
@@ -137,7 +144,17 @@ impl Bench {
         let columns = Columns::create(&contact_points, format!("{name}_columns"), services.replication)?;
         let (clusters, hot) = Default::default();
         let cassandra_process = options.cassandra_process;
-        let mut bench = Self { services, columns, clusters, hot, cassandra_process };
+        let mut bench = Self { services, columns, first: None, clusters, hot, cassandra_process };
+        if let Some(program) = &options.first_system {
+            println!("starting: {}", Subject::First.name());
+            match FirstSystem::start(program, &bench.services) {
+                Ok(first) => bench.first = Some(first),
+                Err(why) => {
+                    bench.remove()?;
+                    return Err(why);
+                }
+            }
+        }
         for count in NODES {
             println!("starting and filling: {}", Subject::Nodes(count).name());
             let filled = Cluster::start(places, &bench.services, format!("{name}_{count}"), count)
@@ -156,12 +173,17 @@ impl Bench {
     }
 
     fn measure(&mut self, generator: &Generator, options: &Options, results: &mut Results) -> anyhow::Result<()> {
-        let subjects = || std::iter::once(Subject::Columns).chain(NODES.map(Subject::Nodes));
+        if self.first.is_none() {
+            results.notes.push("the first system was not measured: `--first-system` names its program".into());
+        }
         for round in 1..=options.rounds {
             println!("round {round} begins");
             for cell in plan::cells() {
+                if cell.yardstick() == Subject::First && self.first.is_none() {
+                    continue;
+                }
                 let mut line = Vec::new();
-                for subject in subjects() {
+                for subject in std::iter::once(cell.yardstick()).chain(NODES.map(Subject::Nodes)) {
                     let run = self.tried(generator, cell, subject, options.seconds, &mut results.notes)?;
                     let per_second = run.answers.per_second() * f64::from(cell.load.operations());
                     line.push(format!("{} {}", subject.name(), thousands(per_second)));
@@ -178,7 +200,7 @@ impl Bench {
             let (acknowledged, open) = self.hot[count];
             cluster.check_hot(acknowledged, open)?;
         }
-        Ok(())
+        self.first.as_ref().map_or(Ok(()), FirstSystem::check)
     }
 
     /// Measures again, and says so, when some requests were not answered well.
@@ -204,11 +226,19 @@ impl Bench {
     }
 
     fn one(&mut self, generator: &Generator, cell: Cell, subject: Subject, seconds: u32) -> anyhow::Result<Run> {
-        let Subject::Nodes(count) = subject else {
-            let cassandra_before = self.cassandra_cpu_seconds()?;
-            let answers = self.columns.run(cell.load, cell.connections, seconds)?;
-            let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(cassandra_before).map(|(now, was)| now - was);
-            return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds, carried: None });
+        let count = match subject {
+            Subject::Nodes(count) => count,
+            Subject::Columns => {
+                let before = self.cassandra_cpu_seconds()?;
+                let answers = self.columns.run(cell.load, cell.connections, seconds)?;
+                let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(before).map(|(now, was)| now - was);
+                return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds, carried: None });
+            }
+            Subject::First => {
+                let first = self.first.as_mut().context("the first system is not there")?;
+                let answers = first.run(generator, cell.load, cell.connections, seconds)?;
+                return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds: None, carried: None });
+            }
         };
         let cluster = &self.clusters[&count];
         let (before, nodes_before) = (cluster.carried()?, cluster.cpu_seconds()?);
@@ -217,7 +247,7 @@ impl Bench {
         let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(cassandra_before).map(|(now, was)| now - was);
         let nodes_cpu_seconds = cluster.quiet()? - nodes_before;
         let carried = Some(cluster.carried()?.since(before));
-        if cell.load == Load::Add {
+        if matches!(cell.load, Load::Add | Load::Increment) {
             let (acknowledged, open) = self.hot.entry(count).or_default();
             *acknowledged += answers.good;
             *open += u64::from(cell.connections) + answers.refused + answers.broken;
@@ -237,6 +267,7 @@ impl Bench {
             self.columns.drop_keyspace(keyspace)?;
         }
         nodes::forget(&self.services, &names)?;
+        self.first.take().map_or(Ok(()), FirstSystem::remove)?;
         println!("removed what was made, in {:.1} s", began.elapsed().as_secs_f64());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What is measured of a cluster, and what it must reach beside Cassandra's counter columns.
+//! What is measured of a cluster, and what it must reach beside Cassandra's counter columns and the first system.
 
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ pub const GAP_TARGET_MS: f64 = 100.0;
 pub enum Subject {
     /// Columns of the type `counter` on the same Cassandra.
     Columns,
+    /// The system that Quipu replaces, on the same etcd.
+    First,
     /// Quipu with so many nodes.
     Nodes(usize),
 }
@@ -30,6 +32,7 @@ impl Subject {
     pub fn name(self) -> String {
         match self {
             Self::Columns => "counter columns".into(),
+            Self::First => "first system".into(),
             Self::Nodes(1) => "1 node".into(),
             Self::Nodes(count) => format!("{count} nodes"),
         }
@@ -43,7 +46,14 @@ pub struct Cell {
     pub connections: u32,
 }
 
-/// A quotient to report: operations per second of Quipu under `load` over those of counter columns under `beside`.
+impl Cell {
+    /// What Quipu is compared with.
+    pub fn yardstick(self) -> Subject {
+        if self.load == Load::Increment { Subject::First } else { Subject::Columns }
+    }
+}
+
+/// A quotient to report: operations per second of Quipu under `load` over those of the yardstick under `beside`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
     pub load: Load,
@@ -55,7 +65,8 @@ pub struct Comparison {
 
 /// Everything, in the order of one round.
 pub fn cells() -> Vec<Cell> {
-    let single = [Load::Add, Load::AddMany].map(|load| CONNECTIONS.map(|connections| Cell { load, connections }));
+    let single = [Load::Add, Load::AddMany, Load::Increment];
+    let single = single.map(|load| CONNECTIONS.map(|connections| Cell { load, connections }));
     let batch = Cell { load: BATCH, connections: BATCH_CONNECTIONS };
     single.into_iter().flatten().chain([batch]).collect()
 }
@@ -67,6 +78,7 @@ pub fn comparisons() -> Vec<Comparison> {
         let compare = |beside, target| Comparison { load, beside, connections, target };
         match load {
             Load::Batch { .. } => all.extend([compare(Load::AddMany, Some(20.0)), compare(load, None)]),
+            Load::Increment => all.push(compare(load, Some(20.0))),
             _ => all.push(compare(load, Some(single(connections)))),
         }
     }
