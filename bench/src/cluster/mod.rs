@@ -104,7 +104,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut bench = Bench::start(&places, options)?;
     let measured = bench.measure(&generator, options, &mut results);
     let measured = measured.and_then(|()| {
-        let cluster = bench.clusters.get_mut(&NODES[NODES.len() - 1]).context("no cluster to kill nodes of")?;
+        let cluster =
+            bench.clusters.get_mut(&Subject::Nodes(NODES[NODES.len() - 1])).context("no cluster to kill nodes of")?;
         results.takeovers = takeover::measure(&places, &bench.services, &generator, cluster, options.kills)?;
         anyhow::Ok(())
     });
@@ -125,9 +126,9 @@ struct Bench {
     services: Services,
     columns: Columns,
     first: Option<FirstSystem>,
-    clusters: BTreeMap<usize, Cluster>,
+    clusters: BTreeMap<Subject, Cluster>,
     /// Additions to each cluster's hot counter that were acknowledged, and that may have been applied.
-    hot: BTreeMap<usize, (u64, u64)>,
+    hot: BTreeMap<Subject, (u64, u64)>,
     cassandra_process: Option<u32>,
 }
 
@@ -155,19 +156,21 @@ impl Bench {
                 }
             }
         }
-        for count in NODES {
-            println!("starting and filling: {}", Subject::Nodes(count).name());
-            let filled = Cluster::start(places, &bench.services, format!("{name}_{count}"), count)
-                .and_then(|cluster| cluster.nodes[0].fill().map(|()| cluster));
-            match filled {
-                Ok(cluster) => bench.clusters.insert(count, cluster),
+        for subject in bench.first.iter().map(|_| Subject::Alone).chain(NODES.map(Subject::Nodes)) {
+            println!("starting and filling: {}", subject.name());
+            let started = match subject {
+                Subject::Nodes(count) => Cluster::start(places, &bench.services, format!("{name}_{count}"), count),
+                _ => Cluster::alone(places),
+            };
+            match started.and_then(|cluster| cluster.fill().map(|()| cluster)) {
+                Ok(cluster) => bench.clusters.insert(subject, cluster),
                 Err(why) => {
                     bench.remove()?;
                     return Err(why);
                 }
             };
-            // One addition of the filling went to the hot counter.
-            bench.hot.insert(count, (1, 0));
+            // One addition of each pass of the filling went to the hot counter.
+            bench.hot.insert(subject, (nodes::FILLS.into(), 0));
         }
         Ok(bench)
     }
@@ -183,7 +186,7 @@ impl Bench {
                     continue;
                 }
                 let mut line = Vec::new();
-                for subject in std::iter::once(cell.yardstick()).chain(NODES.map(Subject::Nodes)) {
+                for subject in std::iter::once(cell.yardstick()).chain(cell.quipus()) {
                     let run = self.tried(generator, cell, subject, options.seconds, &mut results.notes)?;
                     let per_second = run.answers.per_second() * f64::from(cell.load.operations());
                     line.push(format!("{} {}", subject.name(), thousands(per_second)));
@@ -196,8 +199,8 @@ impl Bench {
                 std::thread::sleep(Duration::from_secs(options.pause.into()));
             }
         }
-        for (count, cluster) in &self.clusters {
-            let (acknowledged, open) = self.hot[count];
+        for (subject, cluster) in &self.clusters {
+            let (acknowledged, open) = self.hot[subject];
             cluster.check_hot(acknowledged, open)?;
         }
         self.first.as_ref().map_or(Ok(()), FirstSystem::check)
@@ -226,8 +229,8 @@ impl Bench {
     }
 
     fn one(&mut self, generator: &Generator, cell: Cell, subject: Subject, seconds: u32) -> anyhow::Result<Run> {
-        let count = match subject {
-            Subject::Nodes(count) => count,
+        match subject {
+            Subject::Nodes(_) | Subject::Alone => {}
             Subject::Columns => {
                 let before = self.cassandra_cpu_seconds()?;
                 let answers = self.columns.run(cell.load, cell.connections, seconds)?;
@@ -239,8 +242,8 @@ impl Bench {
                 let answers = first.run(generator, cell.load, cell.connections, seconds)?;
                 return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds: None, carried: None });
             }
-        };
-        let cluster = &self.clusters[&count];
+        }
+        let cluster = &self.clusters[&subject];
         let (before, nodes_before) = (cluster.carried()?, cluster.cpu_seconds()?);
         let cassandra_before = self.cassandra_cpu_seconds()?;
         let answers = generator.run_over(cell.load, &cluster.addrs(), cell.connections, seconds)?;
@@ -248,7 +251,7 @@ impl Bench {
         let nodes_cpu_seconds = cluster.quiet()? - nodes_before;
         let carried = Some(cluster.carried()?.since(before));
         if matches!(cell.load, Load::Add | Load::Increment) {
-            let (acknowledged, open) = self.hot.entry(count).or_default();
+            let (acknowledged, open) = self.hot.entry(subject).or_default();
             *acknowledged += answers.good;
             *open += u64::from(cell.connections) + answers.refused + answers.broken;
         }
@@ -262,6 +265,7 @@ impl Bench {
     /// Stops the nodes, then removes their keyspaces and keys.
     fn remove(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
+        self.clusters.remove(&Subject::Alone);
         let names: Vec<String> = std::mem::take(&mut self.clusters).into_values().map(|cluster| cluster.name).collect();
         for keyspace in names.iter().map(String::as_str).chain([self.columns.keyspace()]) {
             self.columns.drop_keyspace(keyspace)?;

@@ -29,6 +29,9 @@ pub struct Services {
     pub replication: u32,
 }
 
+/// Passes over all counters before the first measurement.
+pub const FILLS: u32 = 8;
+
 /// Running nodes of one cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -67,6 +70,18 @@ impl Cluster {
         }
         cluster.balanced()?;
         Ok(cluster)
+    }
+
+    /// One process on its own store: no cluster, but asked and counted like one.
+    pub fn alone(places: &Places) -> anyhow::Result<Self> {
+        let name = "alone".to_owned();
+        let node = places.start_named(&name, true)?;
+        Ok(Self { name, nodes: vec![node], started: 1 })
+    }
+
+    /// Makes the counters of the bench resident in nearly all shards of their spread: each pass reaches one of three.
+    pub fn fill(&self) -> anyhow::Result<()> {
+        (0..FILLS).try_for_each(|_| self.nodes[0].fill())
     }
 
     /// Starts one more node, under a name that no other had.

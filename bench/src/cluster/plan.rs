@@ -24,6 +24,8 @@ pub enum Subject {
     Columns,
     /// The system that Quipu replaces, on the same etcd.
     First,
+    /// Quipu as one process on its own store, without etcd and Cassandra.
+    Alone,
     /// Quipu with so many nodes.
     Nodes(usize),
 }
@@ -33,6 +35,7 @@ impl Subject {
         match self {
             Self::Columns => "counter columns".into(),
             Self::First => "first system".into(),
+            Self::Alone => "1 process, own store".into(),
             Self::Nodes(1) => "1 node".into(),
             Self::Nodes(count) => format!("{count} nodes"),
         }
@@ -51,6 +54,12 @@ impl Cell {
     pub fn yardstick(self) -> Subject {
         if self.load == Load::Increment { Subject::First } else { Subject::Columns }
     }
+
+    /// What is measured of Quipu: the first system ran on one machine too, so there a process without a cluster counts as well.
+    pub fn quipus(self) -> Vec<Subject> {
+        let alone = (self.load == Load::Increment).then_some(Subject::Alone);
+        alone.into_iter().chain(NODES.map(Subject::Nodes)).collect()
+    }
 }
 
 /// A quotient to report: operations per second of Quipu under `load` over those of the yardstick under `beside`.
@@ -59,7 +68,7 @@ pub struct Comparison {
     pub load: Load,
     pub beside: Load,
     pub connections: u32,
-    /// For one node. More nodes on the same cores have none.
+    /// For one node, and for one process on its own store. More nodes on the same cores have none.
     pub target: Option<f64>,
 }
 

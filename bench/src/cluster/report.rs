@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::nodes::Carried;
-use super::plan::{self, Cell, Comparison, GAP_TARGET_MS, NODES, Subject, TAKEOVER_SLACK_SECONDS};
+use super::plan::{self, Cell, Comparison, GAP_TARGET_MS, Subject, TAKEOVER_SLACK_SECONDS};
 use super::takeover::{CLIENTS, Takeover};
 use crate::load::Answers;
 use crate::machine::Machine;
@@ -66,7 +66,7 @@ pub struct Ratio {
     pub yardstick: Subject,
     pub beside: Load,
     pub connections: u32,
-    pub nodes: usize,
+    pub quipu: Subject,
     pub found: Spread,
     pub target: Option<f64>,
 }
@@ -112,12 +112,12 @@ impl Results {
             let Comparison { load, beside, connections, target } = compared;
             let yardstick = Cell { load: beside, connections }.yardstick();
             let Some(other) = self.find(beside, connections, yardstick) else { continue };
-            for nodes in NODES {
-                let Some(quipu) = self.find(load, connections, Subject::Nodes(nodes)) else { continue };
-                let pairs = quipu.runs.iter().zip(&other.runs);
-                let quotients: Vec<f64> = pairs.map(|(q, o)| quipu.per_second(q) / other.per_second(o)).collect();
-                let (found, target) = (spread(&quotients), target.filter(|_| nodes == 1));
-                ratios.push(Ratio { load, yardstick, beside, connections, nodes, found, target });
+            for quipu in (Cell { load, connections }).quipus() {
+                let Some(measured) = self.find(load, connections, quipu) else { continue };
+                let pairs = measured.runs.iter().zip(&other.runs);
+                let quotients: Vec<f64> = pairs.map(|(q, o)| measured.per_second(q) / other.per_second(o)).collect();
+                let target = target.filter(|_| matches!(quipu, Subject::Nodes(1) | Subject::Alone));
+                ratios.push(Ratio { load, yardstick, beside, connections, quipu, found: spread(&quotients), target });
             }
         }
         ratios
@@ -129,9 +129,10 @@ impl Results {
             let Spread { median, low, high } = ratio.found;
             Some(Check {
                 what: format!(
-                    "{}, {} connections, 1 node, over {} ({})",
+                    "{}, {} connections, {}, over {} ({})",
                     ratio.load.name(),
                     ratio.connections,
+                    ratio.quipu.name(),
                     ratio.yardstick.name(),
                     ratio.beside.name()
                 ),
@@ -206,7 +207,7 @@ fn ratios(results: &Results, out: &mut String) -> std::fmt::Result {
          cores of one machine, so more nodes do not bring more here. The first system, an app before three shards and \
          etcd, keeps its counters in memory; Quipu's are journaled.\n"
     )?;
-    writeln!(out, "| Quipu | over | connections | nodes | ratio | target |\n|---|---|---|---|---|---|")?;
+    writeln!(out, "| load | over | connections | Quipu | ratio | target |\n|---|---|---|---|---|---|")?;
     for ratio in results.ratios() {
         let Spread { median, low, high } = ratio.found;
         let target = ratio.target.map_or_else(|| "–".into(), |target| format!("{target:.1}"));
@@ -214,7 +215,8 @@ fn ratios(results: &Results, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
             "| {load} | {yardstick}: {beside} | {} | {} | **{median:.2}** ({low:.2} to {high:.2}) | {target} |",
-            ratio.connections, ratio.nodes
+            ratio.connections,
+            ratio.quipu.name()
         )?;
     }
     Ok(())
