@@ -72,6 +72,7 @@ auto_snapshot: false
 paxos_variant: v2
 commitlog_sync: $cassandra_sync
 YAML
+  ! secured || secure_yaml
   case $cassandra_sync in
     periodic) echo "commitlog_sync_period: 1000ms" ;;
     group) echo "commitlog_sync_group_window: 2ms" ;;
@@ -89,16 +90,17 @@ write_logback() {
 XML
 }
 
-# The java flags of node $1: quick to start and small, at the price of peak speed.
+# The java flags of node $1.
 write_jvm_flags() {
   local i=$1 dir=$2 jars=$3
-  printf '%s\n' "-Xms$QUIPU_CASSANDRA_HEAP" "-Xmx$QUIPU_CASSANDRA_HEAP" -Xss512k \
-    -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData \
+  # shellcheck disable=SC2086 # several flags
+  printf '%s\n' "-Xms$QUIPU_CASSANDRA_HEAP" "-Xmx$QUIPU_CASSANDRA_HEAP" -Xss512k $QUIPU_CASSANDRA_JAVA \
+    -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData \
     "-javaagent:$(echo "$jars"/jamm-*.jar)" -Djdk.attach.allowAttachSelf=true \
     -Dio.netty.tryReflectionSetAccessible=true "-Djava.io.tmpdir=$dir/tmp" "-Djna.tmpdir=$dir/tmp" \
     "-Dcassandra.config=file://$dir/conf/cassandra.yaml" "-Dcassandra.storagedir=$dir" \
     "-Dcassandra.jmx.local.port=$((jmx_port + i - 1))" -Dcassandra.ring_delay_ms=1000 \
-    -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra-foreground=yes
+    -Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.superuser_setup_delay_ms=0 -Dcassandra-foreground=yes
   write_module_flags
 }
 
@@ -156,6 +158,11 @@ sees() {
 node_ready() {
   local i=$1 n
   grep -q "Startup complete" "$(node_dir "$i")/log" || return 1
+  if secured; then
+    # A single node, whose user must be there.
+    grep -q "Created default superuser" "$(node_dir "$i")/log"
+    return
+  fi
   [ "$(known_peers "$QUIPU_SERVICES_NETWORK.$i")" = $((cassandra_nodes - 1)) ] || return 1
   for ((n = 1; n <= cassandra_nodes; n++)); do
     if [ "$n" != "$i" ] && pid_of "$(node_dir "$n")" >/dev/null; then

@@ -37,21 +37,34 @@ etcd_start() {
   while IFS= read -r name; do without+=(-u "$name"); done < <(compgen -e ETCD_)
   mkdir -p "$dir"
   echo "$program" >"$dir/program"
-  local client=http://$QUIPU_SERVICES_NETWORK.1:$etcd_port peer=http://$QUIPU_SERVICES_NETWORK.1:$etcd_peer_port
+  local security=()
+  if secured; then
+    security=(--cert-file "$secure_dir/own.pem" --key-file "$secure_dir/own-key.pem" --client-cert-auth
+      --trusted-ca-file "$secure_dir/ca.pem" --listen-metrics-urls "http://$QUIPU_SERVICES_NETWORK.1:$etcd_health_port")
+  fi
+  local client peer
+  client=$(etcd_scheme)://$QUIPU_SERVICES_NETWORK.1:$etcd_port
+  peer=http://$QUIPU_SERVICES_NETWORK.1:$etcd_peer_port
   setsid env "${without[@]}" "$program" --name quipu --data-dir "$dir/data" --logger zap --log-level warn \
     --listen-client-urls "$client" --advertise-client-urls "$client" \
-    --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" --initial-cluster "quipu=$peer" \
+    --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" --initial-cluster "quipu=$peer" "${security[@]}" \
     </dev/null >>"$dir/log" 2>&1 9>&- &
   echo $! >"$dir/pid"
 }
 
+etcd_scheme() { if secured; then echo https; else echo http; fi; }
+
+# A secured etcd tells how it is at a port of its own, without TLS.
 etcd_healthy() {
+  local port=$etcd_port
+  ! secured || port=$etcd_health_port
   # shellcheck disable=SC2016
   timeout 3 bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET /health HTTP/1.0\r\n\r\n" >&3 &&
-    grep -q "\"health\":\"true\"" <&3' _ "$QUIPU_SERVICES_NETWORK.1" "$etcd_port" 2>/dev/null
+    grep -q "\"health\":\"true\"" <&3' _ "$QUIPU_SERVICES_NETWORK.1" "$port" 2>/dev/null
 }
 
 etcd_wait() {
   wait_ready etcd "$QUIPU_SERVICES_DIR/etcd" etcd_healthy
+  ! secured || secure_etcd
   say "etcd answers on $QUIPU_SERVICES_NETWORK.1:$etcd_port"
 }

@@ -11,6 +11,7 @@
 : "${QUIPU_CASSANDRA_VERSION:=5.0.9}"         # of org.apache.cassandra:cassandra-all
 : "${QUIPU_CASSANDRA_ADDRESS:=}"              # where one node tells its clients that it is, when that is not its own
 : "${QUIPU_CASSANDRA_HEAP:=512M}"             # per node; a node takes about twice that
+: "${QUIPU_CASSANDRA_JAVA:=-XX:+UseSerialGC -XX:TieredStopAtLevel=1}" # quick to start and small, not quick to work
 
 if [ -n "$QUIPU_SERVICES_PORTS" ]; then
   case $QUIPU_SERVICES_PORTS in
@@ -18,12 +19,13 @@ if [ -n "$QUIPU_SERVICES_PORTS" ]; then
   esac
   etcd_port=$QUIPU_SERVICES_PORTS etcd_peer_port=$((QUIPU_SERVICES_PORTS + 1))
   cql_port=$((QUIPU_SERVICES_PORTS + 2)) storage_port=$((QUIPU_SERVICES_PORTS + 3))
+  etcd_health_port=$((QUIPU_SERVICES_PORTS + 4))
   jmx_port=$((QUIPU_SERVICES_PORTS + 5))
 else
-  etcd_port=2379 etcd_peer_port=2380 cql_port=9042 storage_port=7000
+  etcd_port=2379 etcd_peer_port=2380 etcd_health_port=2381 cql_port=9042 storage_port=7000
   jmx_port=7199 # and the two after it, one for each node
 fi
-readonly etcd_port etcd_peer_port cql_port storage_port jmx_port
+readonly etcd_port etcd_peer_port etcd_health_port cql_port storage_port jmx_port
 
 say() { echo "services: $*" >&2; }
 die() { say "$*"; exit 1; }
