@@ -225,6 +225,9 @@ pub const OWNERSHIP_TICK: Duration = Duration::from_millis(50);
 pub const CASSANDRA_REPLICATION_FACTOR: u8 = 3;
 /// To connect to one server.
 pub const CASSANDRA_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node that starts waits this long for a server that can be connected to, and tries this often.
+pub const CASSANDRA_START_TIMEOUT: Duration = Duration::from_secs(60);
+pub const CASSANDRA_START_RETRY: Duration = Duration::from_secs(1);
 /// A connection to Cassandra is asked for a sign of life this often, and given up without one after this long: a broken
 /// one is otherwise kept for as long as TCP tries.
 pub const CASSANDRA_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));

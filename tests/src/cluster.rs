@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,11 @@ impl Cluster {
 
     /// How its nodes are started.
     pub fn launch(&self, node: &str) -> Launch {
+        self.launch_at(node, &self.services.cassandra)
+    }
+
+    /// As [`Cluster::launch`], with Cassandra at another place.
+    pub fn launch_at(&self, node: &str, cassandra: &str) -> Launch {
         let cassandra_nodes = self.services.cassandra_nodes();
         let launch = match self.services.network() {
             Some(network) => Launch::new()
@@ -66,10 +72,14 @@ impl Cluster {
                 .admin_token("of-the-tests"),
             None => Launch::new().flag("--peer-listen", "127.0.0.1:0"),
         };
+        let launch = match self.services.secrets() {
+            Some(secrets) => secured(launch, &secrets),
+            None => launch,
+        };
         launch
             .flag("--node-id", node)
             .flag("--etcd", &self.services.etcd)
-            .flag("--cassandra", &self.services.cassandra)
+            .flag("--cassandra", cassandra)
             .flag("--cluster", &self.name)
             .flag("--create-schema", "on")
             .flag("--replication", cassandra_nodes.to_string())
@@ -193,6 +203,27 @@ impl Cluster {
         let audit = audit.expect(200).json();
         assert_eq!(audit["differences"], serde_json::json!([]), "{audit}");
     }
+}
+
+/// With what a node needs to be let in by secured services and by the other nodes: see `tests/services/secure.sh`.
+fn secured(launch: Launch, secrets: &Path) -> Launch {
+    [
+        ("QUIPU_ETCD_PASSWORD_FILE", "etcd-password"),
+        ("QUIPU_ETCD_CA", "ca.pem"),
+        ("QUIPU_ETCD_CERT", "own.pem"),
+        ("QUIPU_ETCD_KEY", "own-key.pem"),
+        ("QUIPU_CASSANDRA_PASSWORD_FILE", "cassandra-password"),
+        ("QUIPU_CASSANDRA_CA", "ca.pem"),
+        ("QUIPU_CASSANDRA_CERT", "own.pem"),
+        ("QUIPU_CASSANDRA_KEY", "own-key.pem"),
+        ("QUIPU_PEER_CA", "ca.pem"),
+        ("QUIPU_PEER_CERT", "own.pem"),
+        ("QUIPU_PEER_KEY", "own-key.pem"),
+    ]
+    .into_iter()
+    .fold(launch, |launch, (name, file)| launch.env(name, secrets.join(file)))
+    .env("QUIPU_ETCD_USER", "root")
+    .env("QUIPU_CASSANDRA_USER", "cassandra")
 }
 
 impl Drop for Cluster {

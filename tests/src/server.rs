@@ -74,6 +74,11 @@ impl Launch {
         self
     }
 
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.retain(|(given, _)| given != name);
+        self
+    }
+
     /// Runs the server by another program, which must `exec` what follows its own arguments.
     pub fn wrapped<const N: usize>(mut self, program: [impl Into<OsString>; N]) -> Self {
         self.wrapper = program.map(Into::into).to_vec();

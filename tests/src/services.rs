@@ -75,7 +75,21 @@ impl Services {
         Self::start_own(3, Some(network))
     }
 
+    /// As [`Services::own`], with TLS, client certificates and passwords: a node needs [`Services::secrets`].
+    pub fn secured() -> Option<Self> {
+        Self::start_with(1, None, &["--secure"])
+    }
+
+    /// The directory of the certificates and passwords of secured services: see `tests/services/secure.sh`.
+    pub fn secrets(&self) -> Option<PathBuf> {
+        self.etcd.starts_with("https://").then(|| self.own.as_ref().expect("it is ours").state.path().join("secure"))
+    }
+
     fn start_own(cassandra_nodes: u16, network: Option<Network>) -> Option<Self> {
+        Self::start_with(cassandra_nodes, network, &[])
+    }
+
+    fn start_with(cassandra_nodes: u16, network: Option<Network>, options: &[&str]) -> Option<Self> {
         let ports = match std::env::var("QUIPU_TEST_OWN_PORTS") {
             Ok(text) => text.parse().expect("QUIPU_TEST_OWN_PORTS is a port number"),
             Err(_) => {
@@ -86,14 +100,15 @@ impl Services {
         let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
         let own = Own { state, ports, network };
         // Cassandra will be killed, so that it must not answer before its commit log is synced.
-        if let Err(why) =
-            own.run("up", &["--etcd", "--cassandra-nodes", &cassandra_nodes.to_string(), "--durable", "group"])
-        {
+        let count = cassandra_nodes.to_string();
+        let usual = ["--etcd", "--cassandra-nodes", &count, "--durable", "group"];
+        if let Err(why) = own.run("up", &[&usual, options].concat()) {
             println!("skipped: {}: etcd and Cassandra did not start: {why}", test_name());
             return None;
         }
         let prefix = own.prefix();
-        let etcd = format!("http://{prefix}.1:{ports}");
+        let scheme = if options.contains(&"--secure") { "https" } else { "http" };
+        let etcd = format!("{scheme}://{prefix}.1:{ports}");
         let cassandra: Vec<_> = (1..=cassandra_nodes).map(|n| format!("{prefix}.{n}:{}", ports + CQL_PORT)).collect();
         let cassandra = cassandra.join(",");
         Some(Self { etcd, cassandra, own: Some(own) })
@@ -164,6 +179,10 @@ impl Services {
 
     /// Removes a cluster's keyspace, so that the tests of a day do not pile up in one small Cassandra.
     pub fn drop_keyspace(&self, name: &str) -> io::Result<()> {
+        if self.secrets().is_some() {
+            // It goes with the services.
+            return Ok(());
+        }
         cql(self.cassandra_node(1), &format!("DROP KEYSPACE IF EXISTS {name}"))
     }
 }

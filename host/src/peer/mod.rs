@@ -13,6 +13,10 @@ pub mod wire;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 pub use links::Links;
 pub use questions::Questions;
@@ -66,7 +70,20 @@ impl Tls {
             std::fs::read(path).map_err(|why| std::io::Error::new(why.kind(), format!("{}: {why}", path.display())))
         };
         let ca = tonic::transport::Certificate::from_pem(read(&self.ca)?);
-        let own = tonic::transport::Identity::from_pem(read(&self.certificate)?, read(&self.key)?);
-        Ok(Identity { ca, own })
+        let (certificate, key) = (read(&self.certificate)?, read(&self.key)?);
+        check_pair(&certificate, &key).map_err(|why| {
+            let (certificate, key) = (self.certificate.display(), self.key.display());
+            std::io::Error::other(format!("{certificate} and {key} are no certificate with its key: {why}"))
+        })?;
+        Ok(Identity { ca, own: tonic::transport::Identity::from_pem(certificate, key) })
     }
+}
+
+/// Tonic names no file when it meets them.
+fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    config.with_no_client_auth().with_single_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?;
+    Ok(())
 }

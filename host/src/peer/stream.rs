@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tracing::warn;
 
 use super::wire::message::peer_client::PeerClient;
 use super::wire::message::{OperationOutcome, Operations};
@@ -51,10 +52,16 @@ pub fn client(channel: Channel) -> PeerClient<Channel> {
 /// Keeps a stream to the node until nobody listens to its events.
 pub async fn keep(tag: Tag, endpoint: Endpoint, events: UnboundedSender<Event>) {
     let mut wait = limits::PEER_RETRY.0;
+    let mut told = false;
     while !events.is_closed() {
         let (sender, operations) = unbounded_channel();
-        if exchange(tag, &endpoint, &events, sender, operations).await.is_ok() {
-            wait = limits::PEER_RETRY.0;
+        match exchange(tag, &endpoint, &events, sender, operations).await {
+            Ok(()) => (wait, told) = (limits::PEER_RETRY.0, false),
+            // The certificates may not fit, which nobody could tell from a node that is merely gone.
+            Err(Broken::NotConnected(why)) if !std::mem::replace(&mut told, true) => {
+                warn!("no connection to {}: {why}; trying on", endpoint.uri());
+            }
+            Err(_) => {}
         }
         if events.send(Event::Down(tag)).is_err() {
             return;
@@ -64,22 +71,32 @@ pub async fn keep(tag: Tag, endpoint: Endpoint, events: UnboundedSender<Event>) 
     }
 }
 
+/// How a stream ended otherwise than by its other side.
+enum Broken {
+    NotConnected(String),
+    Lost,
+}
+
 async fn exchange(
     tag: Tag,
     endpoint: &Endpoint,
     events: &UnboundedSender<Event>,
     sender: UnboundedSender<Operations>,
     operations: UnboundedReceiver<Operations>,
-) -> Result<(), tonic::Status> {
-    let unreachable = |why: tonic::transport::Error| tonic::Status::unavailable(why.to_string());
-    let mut client = client(endpoint.connect().await.map_err(unreachable)?);
-    let mut outcomes = client.exchange(UnboundedReceiverStream::new(operations)).await?.into_inner();
-    let closed = |_| tonic::Status::cancelled("nobody listens");
-    events.send(Event::Up(tag, sender)).map_err(closed)?;
-    while let Some(message) = outcomes.message().await? {
-        events.send(Event::Outcomes(tag, message.outcomes)).map_err(closed)?;
+) -> Result<(), Broken> {
+    let mut client = client(endpoint.connect().await.map_err(|why| Broken::NotConnected(causes(&why)))?);
+    let answer = client.exchange(UnboundedReceiverStream::new(operations)).await;
+    let mut outcomes = answer.map_err(|why| Broken::NotConnected(causes(&why)))?.into_inner();
+    events.send(Event::Up(tag, sender)).map_err(|_| Broken::Lost)?;
+    while let Some(message) = outcomes.message().await.map_err(|_| Broken::Lost)? {
+        events.send(Event::Outcomes(tag, message.outcomes)).map_err(|_| Broken::Lost)?;
     }
     Ok(())
+}
+
+/// An error and what it came from: the first alone says that it is one of transport.
+fn causes(why: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(why), |why| why.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Nodes that lose the same node at once do not call it at once.

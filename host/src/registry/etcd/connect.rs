@@ -8,7 +8,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, bounded, within};
+use super::error::{Error, denied, within};
 use super::keys::{Key, Keys};
 use super::owners::found;
 use super::{FORMAT, json};
@@ -143,7 +143,15 @@ pub(super) async fn client(settings: &Settings) -> Result<Client, Error> {
     if let Some(files) = &settings.tls {
         options = options.with_tls(tls(files)?);
     }
-    within(limits::REGISTRY_CONNECT_TIMEOUT, Client::connect(&settings.endpoints, Some(options))).await
+    answered(limits::REGISTRY_CONNECT_TIMEOUT, Client::connect(&settings.endpoints, Some(options))).await
+}
+
+/// As `within`, for a node that starts: `Refused` when etcd does not let it in.
+async fn answered<T>(limit: Duration, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, Error> {
+    match within(limit, async { Ok(call.await) }).await? {
+        Ok(answer) => Ok(answer),
+        Err(why) => Err(denied(&why).unwrap_or_else(|| why.into())),
+    }
 }
 
 /// What is fixed when a cluster is made.
@@ -187,7 +195,7 @@ pub(super) async fn config(client: &Client, keys: &Keys, settings: &Settings) ->
 async fn persistent(client: &Client, txn: Txn) -> Result<etcd_client::TxnResponse, Error> {
     let mut attempt = 0;
     loop {
-        match bounded(client.kv_client().txn(txn.clone())).await {
+        match answered(limits::REGISTRY_CALL_TIMEOUT, client.kv_client().txn(txn.clone())).await {
             Err(Error::Unavailable(why)) => {
                 tracing::warn!(why, "etcd does not answer yet");
                 tokio::time::sleep(super::session::pause(attempt)).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tonic::Code;
+
 use crate::error::{Error as Domain, Kind};
 use crate::limits;
 
@@ -19,6 +21,25 @@ pub enum Error {
     /// The cluster or a setting does not fit. One sentence for the operator.
     #[error("{0}")]
     Refused(String),
+}
+
+/// What to tell the operator of a node that starts, if etcd knows who it is, or does not, and lets it do nothing.
+pub fn denied(why: &etcd_client::Error) -> Option<Error> {
+    let etcd_client::Error::GRpcStatus(status) = why else { return None };
+    let is_denied = match status.code() {
+        Code::PermissionDenied | Code::Unauthenticated => true,
+        // A wrong password, and none where one is needed.
+        Code::InvalidArgument => {
+            ["authentication failed", "user name is empty"].iter().any(|text| status.message().contains(text))
+        }
+        _ => false,
+    };
+    is_denied.then(|| {
+        Error::Refused(format!(
+            "etcd lets this node do nothing: {}. Check --etcd-user, --etcd-password-file, and the roles of that user.",
+            status.message()
+        ))
+    })
 }
 
 impl From<etcd_client::Error> for Error {

@@ -1,5 +1,6 @@
 //! The session: where Cassandra is, how it is spoken to, and how long it may take.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
+use scylla::errors::{ConnectionError, ConnectionPoolError, MetadataError, NewSessionError};
 use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::statement::{Consistency, SerialConsistency};
+use tokio::time::Instant;
 
 use super::super::Error;
 use super::cql::Cql;
@@ -121,7 +124,8 @@ impl Settings {
     }
 }
 
-/// A session without a keyspace. Nothing is sent twice behind our back.
+/// A session without a keyspace. Nothing is sent twice behind our back. Waits for a server for a while, since all of a machine may
+/// start together; one that is there and wants something else of us is not asked again.
 pub async fn connect(settings: &Settings) -> Result<Cql, Error> {
     let profile = ExecutionProfile::builder()
         .request_timeout(Some(settings.attempt_timeout))
@@ -144,11 +148,40 @@ pub async fn connect(settings: &Settings) -> Result<Cql, Error> {
     if let Some(tls) = &settings.tls {
         builder = builder.tls_context(Some(client_config(tls)?));
     }
-    let session: Session = builder.build().await.map_err(|why| {
-        let places = settings.contact_points.join(", ");
-        Error::Refused(format!("Cassandra does not answer at {places}: {why}"))
-    })?;
+    let (places, deadline) = (settings.contact_points.join(", "), Instant::now() + limits::CASSANDRA_START_TIMEOUT);
+    let mut told = false;
+    let session: Session = loop {
+        match builder.build().await {
+            Ok(session) => break session,
+            Err(why) if is_away(&why) && Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    let wait = limits::CASSANDRA_START_TIMEOUT;
+                    tracing::warn!("Cassandra is not there yet at {places}; waiting up to {wait:?}: {why}");
+                }
+                tokio::time::sleep(limits::CASSANDRA_START_RETRY).await;
+            }
+            Err(why) => return Err(Error::Refused(format!("Cassandra does not answer at {places}: {why}"))),
+        }
+    };
     Ok(Cql { session, settle_timeout: settings.settle_timeout })
+}
+
+/// Nothing listens there, or its name is not known yet.
+fn is_away(why: &NewSessionError) -> bool {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error,
+    })) = why
+    else {
+        return matches!(why, NewSessionError::FailedToResolveAnyHostname(_));
+    };
+    match last_connection_error {
+        ConnectionError::ConnectTimeout => true,
+        ConnectionError::IoError(why) => matches!(
+            why.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        ),
+        _ => false,
+    }
 }
 
 fn client_config(tls: &Tls) -> Result<Arc<rustls::ClientConfig>, Error> {

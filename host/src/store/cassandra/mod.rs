@@ -42,8 +42,8 @@ use crate::shard::Entry;
 use crate::shard::entry::KeyRecord;
 use crate::shard::partials::Partial;
 
-/// The driver's own news, unless they are asked for.
-pub const DRIVER_LOG_FILTER: &str = "scylla=error";
+/// The driver's own news, unless they are asked for; that it finds nobody is told by who connects.
+pub const DRIVER_LOG_FILTER: &str = "scylla=error,scylla::cluster::metadata=off";
 
 pub struct CassandraStore {
     settings: Settings,
