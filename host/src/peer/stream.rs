@@ -61,7 +61,8 @@ pub async fn keep(tag: Tag, endpoint: Endpoint, events: UnboundedSender<Event>) 
             Err(Broken::NotConnected(why)) if !std::mem::replace(&mut told, true) => {
                 warn!("no connection to {}: {why}; trying on", endpoint.uri());
             }
-            Err(_) => {}
+            Err(Broken::NotConnected(_)) => {}
+            Err(Broken::Lost) => told = false,
         }
         if events.send(Event::Down(tag)).is_err() {
             return;
