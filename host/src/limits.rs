@@ -190,6 +190,8 @@ pub const REPLICATION_RANGE: RangeInclusive<u64> = 1..=9;
 /// Appends to a journal behind a network that a node has under way at once, and what it may be set to.
 pub const APPENDS: usize = 4;
 pub const APPENDS_RANGE: RangeInclusive<u64> = 1..=256;
+/// Shards with something to write for each append under way, up to those: the others gather meanwhile.
+pub const LANES_PER_APPEND: usize = 3;
 /// The lease of a node in the registry, and what it may be set to. A dead node's shards wait this long.
 pub const LEASE_TTL: Duration = Duration::from_secs(5);
 pub const LEASE_TTL_RANGE: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);

@@ -46,6 +46,9 @@ pub struct Table {
     pub epoch: AtomicU64,
     /// Operations submitted and not yet answered.
     pub queued: Queued,
+    /// The shard's lane comes for what was submitted without being woken. Written before the queue is looked at, and read under
+    /// its lock, so that either sees the other.
+    at_work: AtomicBool,
     /// Bumped after entries were applied, for watches.
     pub changed: watch::Sender<()>,
 }
@@ -199,6 +202,7 @@ impl Commits {
             partials: RwLock::default(),
             epoch: AtomicU64::new(0),
             queued: Queued::default(),
+            at_work: AtomicBool::new(false),
             changed: watch::Sender::new(()),
         };
         Self {
@@ -285,9 +289,13 @@ impl Commits {
             self.release(&ops);
             return ops;
         }
+        let at_work = |op: &Op| self.tables[op.shard as usize].at_work.load(Ordering::Relaxed);
+        let wake = !ops.iter().all(at_work);
         queue.batches.push(ops);
         drop(queue);
-        self.wake.notify_one();
+        if wake {
+            self.wake.notify_one();
+        }
         Vec::new()
     }
 

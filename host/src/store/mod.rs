@@ -107,6 +107,12 @@ pub trait Store: Send + Sync + 'static {
     /// always, until a checkpoint covers it.
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error>;
 
+    /// Called once in the runtime of the thread that will append: a store behind a network makes its connections for that
+    /// there, so that an answer wakes no other thread. An error leaves the store as it was, and appending works without.
+    async fn attend(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Appends one entry each of several shards, in one durable write where the store can. Answers one result per entry,
     /// in order. `Err(NotApplied)`: none is written. `Err(Broken)`: each is unknown.
     ///

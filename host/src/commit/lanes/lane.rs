@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tracing::{error, info, warn};
 
 use super::{RETRY, Shared};
-use crate::commit::{Control, WriterState, now_ms};
+use crate::commit::{Control, Table, WriterState, now_ms};
 use crate::limits;
 use crate::shard::entry::Entry;
 use crate::shard::writer::{Answers, Append, Effect, Event};
@@ -29,6 +29,8 @@ pub struct Lane {
     /// Exact reads that wait to know that the shard is ours.
     confirms: RefCell<Vec<oneshot::Sender<bool>>>,
     wake: Notify,
+    /// It has something to write, or looks for more.
+    at_work: Cell<bool>,
     /// Takes nothing more.
     closing: Cell<bool>,
     /// Answered when the lane has ended.
@@ -55,6 +57,7 @@ impl Lane {
             controls: RefCell::default(),
             confirms: RefCell::default(),
             wake: Notify::new(),
+            at_work: Cell::new(false),
             closing: Cell::new(false),
             ended: RefCell::default(),
         }
@@ -117,12 +120,17 @@ impl Lane {
         let mut due = Vec::new();
         loop {
             if self.is_idle() {
+                self.rest();
+                if !self.is_idle() {
+                    continue;
+                }
                 if self.closing.get() {
                     return End::HandedOver;
                 }
                 self.wake.notified().await;
                 continue;
             }
+            self.work();
             // Taken together with all that was submitted before them; what comes later does not hold them up.
             due.append(&mut self.controls.borrow_mut());
             if let Err(end) = self.group().await {
@@ -135,19 +143,42 @@ impl Lane {
         }
     }
 
+    /// Whoever submits need not wake this thread from now on.
+    fn work(&self) {
+        if !self.at_work.replace(true) {
+            self.table().at_work.store(true, Ordering::Relaxed);
+            self.shared.turns.begin_work();
+        }
+    }
+
+    /// From now on whoever submits wakes this thread; what was submitted before that was known is dealt.
+    fn rest(&self) {
+        if self.at_work.replace(false) {
+            self.table().at_work.store(false, Ordering::Relaxed);
+            self.shared.turns.end_work();
+            self.shared.deal_submitted();
+        }
+    }
+
+    fn table(&self) -> &Table {
+        &self.shared.commits.tables[self.shard as usize]
+    }
+
     /// Journals what waits, as one entry, and answers who asked whether the shard is ours.
     async fn group(&self) -> Result<(), End> {
+        self.shared.deal_submitted();
         self.enqueue();
         let mut confirms = std::mem::take(&mut *self.confirms.borrow_mut());
         if self.writer.borrow().queued() > 0 {
             self.prepare().await?;
-            let place = self.shared.appends.acquire().await.expect("the places are never closed");
+            let turn = self.shared.turns.next().await;
+            self.shared.deal_submitted();
             self.enqueue();
             self.prepare().await?;
             // Begun before this append, so that its success answers them.
             confirms.append(&mut self.confirms.borrow_mut());
             let appended = self.commit().await?;
-            drop(place);
+            drop(turn);
             if appended {
                 tell_all(confirms, true);
                 return Ok(());
@@ -339,8 +370,8 @@ impl Lane {
 
     /// The lane has ended: nothing of the shard is readable here any more, and nobody waits for it.
     pub fn retire(&self, end: End) {
-        let shard = self.shard;
-        let table = &self.shared.commits.tables[shard as usize];
+        self.rest();
+        let (shard, table) = (self.shard, self.table());
         table.epoch.store(0, Ordering::Release);
         self.shared.store.release(shard, self.epoch());
         // What the writer has not answered was never sent to the store.

@@ -2,9 +2,10 @@
 //! the slow write of one does not hold the others up.
 //!
 //! A *lane* is one shard's writer and what waits for it. Its loop takes what came, asks the store for what the writer
-//! must know, and appends one entry; what arrives meanwhile becomes the next. Appends of all lanes share a number of
-//! places: with few of them the queues fill while their lanes wait, and each write carries more. Shards come and go by
-//! [`Commits::take_over`] and [`Commits::hand_over`]; one that another node took ends by itself.
+//! must know, and appends one entry; what arrives meanwhile becomes the next. Lanes take turns in appending: their queues
+//! fill while they wait, and each write carries more. A lane at work looks for itself at what was submitted, so nobody
+//! wakes this thread for it. Shards come and go by [`Commits::take_over`] and [`Commits::hand_over`]; one that another
+//! node took ends by itself.
 //!
 //! Everything is on one thread: cells are borrowed between two waits, never across one.
 
@@ -12,6 +13,7 @@ mod fetch;
 mod lane;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -19,11 +21,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tracing::{error, warn};
 
 use self::lane::Lane;
+use self::turns::Turns;
 use super::answers::Collected;
 use super::takeover::take_over;
 use super::{Commits, Control, Settings};
@@ -45,80 +48,23 @@ struct Shared {
     commits: Arc<Commits>,
     store: Arc<dyn Store>,
     settings: Settings,
-    /// Appends under way at once.
-    appends: Semaphore,
+    turns: Rc<Turns>,
+    /// By shard.
+    places: RefCell<Vec<Place>>,
+    /// Emptied after each use.
+    submitted: RefCell<Vec<Vec<Op>>>,
     /// By shard, the highest sequence that this process knows to be durable.
     durable: RefCell<Vec<u64>>,
     answers: RefCell<Collected>,
 }
 
-/// Owns the lanes; lives on the commit thread.
-pub struct Lanes {
-    shared: Rc<Shared>,
-    places: RefCell<Vec<Place>>,
-}
-
-impl Lanes {
-    pub fn new(commits: Arc<Commits>, store: Arc<dyn Store>, settings: Settings, appends_max: usize) -> Rc<Self> {
-        let shards = commits.tables.len();
-        let shared = Shared {
-            answers: RefCell::new(Collected::new(&commits)),
-            commits,
-            store,
-            settings,
-            appends: Semaphore::new(appends_max.max(1)),
-            durable: RefCell::new(vec![0; shards]),
-        };
-        let places = RefCell::new((0..shards).map(|_| Place::Free).collect());
-        Rc::new(Self { shared: Rc::new(shared), places })
-    }
-
-    /// Runs until [`Commits::stop`]; every lane is handed over then.
-    pub async fn run(self: Rc<Self>) {
-        let commits = self.shared.commits.clone();
-        let (mut batches, mut controls) = (Vec::new(), Vec::new());
-        loop {
-            let woken = commits.wake.notified();
-            {
-                let mut queue = commits.queue.lock();
-                std::mem::swap(&mut queue.batches, &mut batches);
-                std::mem::swap(&mut queue.control, &mut controls);
-                if batches.is_empty() && controls.is_empty() && self.may_end() {
-                    queue.closed = true;
-                    break;
-                }
-            }
-            if batches.is_empty() && controls.is_empty() {
-                woken.await;
-                continue;
-            }
-            self.deal(batches.drain(..).flatten());
-            controls.drain(..).for_each(|control| self.control(control));
-            if commits.stopped() {
-                self.close_all();
-            }
-        }
-        commits.ended.send_replace(true);
-        commits.checkpoint_due.notify_one();
-    }
-
-    fn may_end(&self) -> bool {
-        let free = || self.places.borrow().iter().all(|place| matches!(place, Place::Free));
-        self.shared.commits.stopped() && self.shared.commits.checkpointers.load(Ordering::Acquire) == 0 && free()
-    }
-
-    /// The last checkpoint needs the lanes; they end when it is taken.
-    fn close_all(&self) {
-        if self.shared.commits.checkpointers.load(Ordering::Acquire) > 0 {
-            return;
-        }
-        for place in &*self.places.borrow() {
-            match place {
-                Place::Free => {}
-                Place::Coming(cancelled) => cancelled.set(true),
-                Place::Serving(lane) => lane.close(),
-            }
-        }
+impl Shared {
+    /// Deals what was submitted since that was done last.
+    fn deal_submitted(&self) {
+        let mut batches = self.submitted.take();
+        std::mem::swap(&mut self.commits.queue.lock().batches, &mut batches);
+        self.deal(batches.drain(..).flatten());
+        self.submitted.replace(batches);
     }
 
     /// Gives operations to their lanes. Those of shards that are not served here are not applied; relaxed ones, whose
@@ -136,17 +82,93 @@ impl Lanes {
         if refused.is_empty() {
             return;
         }
-        self.shared.commits.release(&refused);
+        self.commits.release(&refused);
         let mut strays = Vec::new();
-        let mut answers = self.shared.answers.borrow_mut();
+        let mut answers = self.answers.borrow_mut();
         for op in refused {
             match op.origin {
                 Origin::Relaxed => strays.push(op),
-                origin => answers.take(&self.shared.commits, op.shard, vec![(origin, Outcome::NotApplied)]),
+                origin => answers.take(&self.commits, op.shard, vec![(origin, Outcome::NotApplied)]),
             }
         }
-        answers.deliver(&self.shared.commits);
-        self.shared.commits.strays.put(&mut strays);
+        answers.deliver(&self.commits);
+        self.commits.strays.put(&mut strays);
+    }
+}
+
+/// Owns the lanes; lives on the commit thread.
+pub struct Lanes {
+    shared: Rc<Shared>,
+}
+
+impl Lanes {
+    pub fn new(commits: Arc<Commits>, store: Arc<dyn Store>, settings: Settings, appends_max: usize) -> Rc<Self> {
+        let shards = commits.tables.len();
+        let shared = Shared {
+            answers: RefCell::new(Collected::new(&commits)),
+            commits,
+            store,
+            settings,
+            turns: Turns::new(appends_max),
+            places: RefCell::new((0..shards).map(|_| Place::Free).collect()),
+            submitted: RefCell::default(),
+            durable: RefCell::new(vec![0; shards]),
+        };
+        Rc::new(Self { shared: Rc::new(shared) })
+    }
+
+    /// Runs until [`Commits::stop`]; every lane is handed over then.
+    pub async fn run(self: Rc<Self>) {
+        let commits = self.shared.commits.clone();
+        let (mut batches, mut controls) = (Vec::new(), Vec::new());
+        let store = self.shared.store.clone();
+        spawn_local(async move {
+            if let Err(why) = store.attend().await {
+                warn!("appends share the connections of everything else: {why}");
+            }
+        });
+        loop {
+            let woken = commits.wake.notified();
+            {
+                let mut queue = commits.queue.lock();
+                std::mem::swap(&mut queue.batches, &mut batches);
+                std::mem::swap(&mut queue.control, &mut controls);
+                if batches.is_empty() && controls.is_empty() && self.may_end() {
+                    queue.closed = true;
+                    break;
+                }
+            }
+            if batches.is_empty() && controls.is_empty() {
+                woken.await;
+                continue;
+            }
+            self.shared.deal(batches.drain(..).flatten());
+            controls.drain(..).for_each(|control| self.control(control));
+            if commits.stopped() {
+                self.close_all();
+            }
+        }
+        commits.ended.send_replace(true);
+        commits.checkpoint_due.notify_one();
+    }
+
+    fn may_end(&self) -> bool {
+        let free = || self.shared.places.borrow().iter().all(|place| matches!(place, Place::Free));
+        self.shared.commits.stopped() && self.shared.commits.checkpointers.load(Ordering::Acquire) == 0 && free()
+    }
+
+    /// The last checkpoint needs the lanes; they end when it is taken.
+    fn close_all(&self) {
+        if self.shared.commits.checkpointers.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        for place in &*self.shared.places.borrow() {
+            match place {
+                Place::Free => {}
+                Place::Coming(cancelled) => cancelled.set(true),
+                Place::Serving(lane) => lane.close(),
+            }
+        }
     }
 
     /// What is asked of a shard that is not served is not answered: whoever waits learns that by the dropped sender.
@@ -166,13 +188,13 @@ impl Lanes {
     }
 
     fn with_lane(&self, shard: u32, work: impl FnOnce(&Lane)) {
-        if let Place::Serving(lane) = &self.places.borrow()[shard as usize] {
+        if let Place::Serving(lane) = &self.shared.places.borrow()[shard as usize] {
             work(lane);
         }
     }
 
     fn hand_over(&self, shard: u32, answer: oneshot::Sender<()>) {
-        match &self.places.borrow()[shard as usize] {
+        match &self.shared.places.borrow()[shard as usize] {
             Place::Free => {}
             Place::Coming(cancelled) => cancelled.set(true),
             Place::Serving(lane) => {
@@ -183,7 +205,7 @@ impl Lanes {
     }
 
     fn take_over(self: &Rc<Self>, shard: u32, answer: oneshot::Sender<Result<u64, store::Error>>) {
-        let mut places = self.places.borrow_mut();
+        let mut places = self.shared.places.borrow_mut();
         let place = &mut places[shard as usize];
         match place {
             Place::Coming(_) => {}
@@ -209,7 +231,7 @@ impl Lanes {
         let (writer, read) = match taken {
             Ok(taken) => taken,
             Err(why) => {
-                self.places.borrow_mut()[shard as usize] = Place::Free;
+                self.shared.places.borrow_mut()[shard as usize] = Place::Free;
                 let _ = answer.send(Err(why));
                 self.shared.commits.control(Control::Wake);
                 return;
@@ -218,13 +240,13 @@ impl Lanes {
         let epoch = writer.epoch();
         let lane = Rc::new(Lane::new(self.shared.clone(), shard, *writer));
         self.publish(shard, epoch, *read);
-        self.places.borrow_mut()[shard as usize] = Place::Serving(lane.clone());
+        self.shared.places.borrow_mut()[shard as usize] = Place::Serving(lane.clone());
         if cancelled.get() {
             lane.close();
         }
         let _ = answer.send(Ok(epoch));
         let end = lane.drive().await;
-        self.places.borrow_mut()[shard as usize] = Place::Free;
+        self.shared.places.borrow_mut()[shard as usize] = Place::Free;
         lane.retire(end);
         self.shared.commits.control(Control::Wake);
     }

@@ -76,6 +76,8 @@ pub struct Settings {
     pub tls: Option<Tls>,
     pub scope: Scope,
     pub connect_timeout: Duration,
+    /// A server that is not there when we start is waited for this long.
+    pub start_timeout: Duration,
     /// Each statement is waited for this long.
     pub attempt_timeout: Duration,
     /// A conditional write of unknown outcome is sent again for this long.
@@ -97,6 +99,7 @@ impl Settings {
             tls: None,
             scope: Scope::default(),
             connect_timeout: limits::CASSANDRA_CONNECT_TIMEOUT,
+            start_timeout: limits::CASSANDRA_START_TIMEOUT,
             attempt_timeout: limits::CASSANDRA_ATTEMPT_TIMEOUT,
             settle_timeout: limits::CASSANDRA_SETTLE_TIMEOUT,
             key_window: limits::IDEMPOTENCY_WINDOW,
@@ -148,14 +151,14 @@ pub async fn connect(settings: &Settings) -> Result<Cql, Error> {
     if let Some(tls) = &settings.tls {
         builder = builder.tls_context(Some(client_config(tls)?));
     }
-    let (places, deadline) = (settings.contact_points.join(", "), Instant::now() + limits::CASSANDRA_START_TIMEOUT);
+    let (places, deadline) = (settings.contact_points.join(", "), Instant::now() + settings.start_timeout);
     let mut told = false;
     let session: Session = loop {
         match builder.build().await {
             Ok(session) => break session,
             Err(why) if is_away(&why) && Instant::now() < deadline => {
                 if !std::mem::replace(&mut told, true) {
-                    let wait = limits::CASSANDRA_START_TIMEOUT;
+                    let wait = settings.start_timeout;
                     tracing::warn!("Cassandra is not there yet at {places}; waiting up to {wait:?}: {why}");
                 }
                 tokio::time::sleep(limits::CASSANDRA_START_RETRY).await;

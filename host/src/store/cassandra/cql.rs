@@ -9,9 +9,7 @@ use std::time::Duration;
 use scylla::client::session::Session;
 use scylla::errors::{ExecutionError, RequestAttemptError};
 use scylla::response::query_result::QueryResult;
-use scylla::serialize::batch::BatchValues;
 use scylla::serialize::row::SerializeRow;
-use scylla::statement::batch::Batch;
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::{CqlValue, Row};
 use tokio::time::Instant;
@@ -57,7 +55,7 @@ impl From<Unanswered> for Error {
 #[derive(Debug)]
 pub struct Conditional {
     pub applied: bool,
-    /// Columns that are not null, by name. Of a batch, those of its first row, which has all static columns.
+    /// Columns that are not null, by name.
     found: HashMap<String, CqlValue>,
 }
 
@@ -133,11 +131,6 @@ impl Cql {
         values: impl SerializeRow,
     ) -> Result<Conditional, Unanswered> {
         Conditional::parse(self.run(statement, values).await?)
-    }
-
-    /// A conditional batch, sent once.
-    pub async fn conditional_batch(&self, batch: &Batch, values: impl BatchValues) -> Result<Conditional, Unanswered> {
-        Conditional::parse(self.session.batch(batch, values).await?)
     }
 
     /// A conditional statement, sent again until it is answered. Its refusal may mean that an earlier copy got in: the

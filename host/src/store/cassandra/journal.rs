@@ -97,9 +97,13 @@ impl CassandraStore {
         bytes: &[u8],
     ) -> Result<Option<Found>, Unanswered> {
         let (shard, epoch, seq) = (entry.shard as i32, entry.epoch as i64, entry.seq as i64);
-        let tail = (seq, bytes_before as i64 + bytes.len() as i64, shard, segment, epoch, seq - 1);
-        let row = (shard, segment, seq, epoch, entry.id as i64, bytes);
-        let answer = self.cql.conditional_batch(&self.statements.append, (tail, row)).await?;
+        let end = bytes_before as i64 + bytes.len() as i64;
+        let values = (seq, end, epoch, entry.id as i64, bytes, shard, segment, seq, epoch, seq - 1);
+        let (cql, append) = match self.appending.get() {
+            Some((cql, append)) => (cql, append),
+            None => (&self.cql, &self.statements.append),
+        };
+        let answer = cql.conditional(append, values).await?;
         if answer.applied {
             return Ok(None);
         }

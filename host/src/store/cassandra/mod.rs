@@ -23,12 +23,13 @@ mod takeover;
 mod values;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use scylla::statement::prepared::PreparedStatement;
 
 pub use self::connect::{Scope, Settings, Tls};
 use self::cql::Cql;
@@ -49,6 +50,8 @@ pub struct CassandraStore {
     settings: Settings,
     cql: Cql,
     statements: Statements,
+    /// A session of the thread that appends, and its statement; until it is there, the other one is used.
+    appending: OnceLock<(Cql, PreparedStatement)>,
     /// Shards that this process took over last; another may have come since.
     owned: Mutex<HashMap<u32, Owned>>,
     /// Idempotency records from before are not shown any more. Milliseconds since 1970.
@@ -79,6 +82,7 @@ pub async fn open(settings: Settings) -> Result<Arc<CassandraStore>, Error> {
         settings,
         cql,
         statements,
+        appending: OnceLock::new(),
         owned: Mutex::default(),
         keys_from_ms: AtomicU64::new(0),
         #[cfg(test)]
@@ -154,6 +158,15 @@ impl Store for CassandraStore {
     async fn read(&self, shard: u32, after_seq: u64, bytes_max: usize) -> Result<Vec<Entry>, Error> {
         self.known(shard)?;
         self.read_entries(shard, after_seq, bytes_max).await
+    }
+
+    async fn attend(&self) -> Result<(), Error> {
+        let cql = connect::connect(&self.settings).await?;
+        schema::use_keyspace(&cql, &self.settings.cluster).await?;
+        let append = statements::append(&cql.session, self.settings.scope).await?;
+        // A second caller has none of its own.
+        let _ = self.appending.set((cql, append));
+        Ok(())
     }
 
     /// The entries are written at the same time, each on its own.

@@ -202,7 +202,7 @@ async fn put_meta(cql: &Cql, key: &str, value: u64) -> Result<(), Error> {
     Ok(())
 }
 
-async fn use_keyspace(cql: &Cql, keyspace: &str) -> Result<(), Error> {
+pub async fn use_keyspace(cql: &Cql, keyspace: &str) -> Result<(), Error> {
     cql.session.use_keyspace(keyspace, false).await.map_err(unreachable)
 }
 

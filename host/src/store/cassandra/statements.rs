@@ -5,7 +5,6 @@
 
 use scylla::client::session::Session;
 use scylla::statement::Consistency;
-use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 
 use super::super::Error;
@@ -25,7 +24,8 @@ pub struct Statements {
     pub raise_segment: PreparedStatement,
     pub seal_segment: PreparedStatement,
     pub drop_segment: PreparedStatement,
-    pub append: Batch,
+    /// The entry, and the segment's end behind it.
+    pub append: PreparedStatement,
     /// Epoch and id of one entry; sees every conditional write.
     pub entry_id: PreparedStatement,
     pub entries: PreparedStatement,
@@ -51,29 +51,31 @@ pub struct Statements {
     pub delete_chunk: PreparedStatement,
 }
 
-const APPEND_TAIL: &str = "UPDATE journal SET tail = ?, bytes = ? WHERE shard = ? AND segment = ? \
-                           IF epoch = ? AND tail = ? AND next = null";
-const APPEND_ENTRY: &str =
-    "INSERT INTO journal (shard, segment, seq, entry_epoch, entry_id, entry) VALUES (?, ?, ?, ?, ?, ?)";
+/// The statement that a session needs which does nothing but append.
+pub async fn append(session: &Session, scope: Scope) -> Result<PreparedStatement, Error> {
+    let text = "UPDATE journal SET tail = ?, bytes = ?, entry_epoch = ?, entry_id = ?, entry = ? \
+                WHERE shard = ? AND segment = ? AND seq = ? IF epoch = ? AND tail = ? AND next = null";
+    prepare(session, text, scope.plain(), scope).await
+}
+
+async fn prepare(
+    session: &Session,
+    text: &str,
+    consistency: Consistency,
+    scope: Scope,
+) -> Result<PreparedStatement, Error> {
+    let prepared = session.prepare(text).await;
+    let mut statement = prepared.map_err(|why| Unanswered::NotSent(why.to_string()))?;
+    statement.set_consistency(consistency);
+    statement.set_serial_consistency(Some(scope.serial()));
+    Ok(statement)
+}
 
 impl Statements {
     /// In the session's keyspace.
     pub async fn prepare(session: &Session, scope: Scope) -> Result<Self, Error> {
-        let with = async |text: &str, consistency: Consistency| -> Result<PreparedStatement, Error> {
-            let prepared = session.prepare(text).await;
-            let mut statement = prepared.map_err(|why| Unanswered::NotSent(why.to_string()))?;
-            statement.set_consistency(consistency);
-            statement.set_serial_consistency(Some(scope.serial()));
-            Ok(statement)
-        };
-        let plain = async |text: &str| with(text, scope.plain()).await;
-        let serial = async |text: &str| with(text, scope.serial_read()).await;
-
-        let mut append = Batch::new(BatchType::Logged);
-        append.append_statement(plain(APPEND_TAIL).await?);
-        append.append_statement(plain(APPEND_ENTRY).await?);
-        append.set_consistency(scope.plain());
-        append.set_serial_consistency(Some(scope.serial()));
+        let plain = async |text: &str| prepare(session, text, scope.plain(), scope).await;
+        let serial = async |text: &str| prepare(session, text, scope.serial_read(), scope).await;
 
         Ok(Self {
             shard: serial("SELECT epoch, segment, position, marks, mark_chunks FROM shards WHERE shard = ?").await?,
@@ -100,7 +102,7 @@ impl Statements {
             )
             .await?,
             drop_segment: plain("DELETE FROM journal USING TIMESTAMP ? WHERE shard = ? AND segment = ?").await?,
-            append,
+            append: append(session, scope).await?,
             entry_id: serial("SELECT entry_epoch, entry_id FROM journal WHERE shard = ? AND segment = ? AND seq = ?")
                 .await?,
             entries: plain(

@@ -109,7 +109,11 @@ async fn a_start_that_cannot_work_is_refused_with_a_sentence() {
     assert!(refused(|settings| settings.shards = 3).await.contains("set `shards` to 2"));
     assert!(refused(|settings| settings.cluster = "quipu_nowhere".into()).await.contains("`quipu store init`"));
     assert!(refused(|settings| settings.cluster = "a; DROP".into()).await.contains("cluster name"));
-    let unreachable = refused(|settings| settings.contact_points = vec!["127.0.0.1:1".into()]).await;
+    let unreachable = refused(|settings| {
+        settings.contact_points = vec!["127.0.0.1:1".into()];
+        settings.start_timeout = Duration::from_millis(300);
+    });
+    let unreachable = unreachable.await;
     assert!(unreachable.contains("127.0.0.1:1"), "{unreachable}");
     assert_eq!(init(&place.0).await.expect("again"), Initialised::AlreadyThere);
     let store = place.open(|_| ()).await;
