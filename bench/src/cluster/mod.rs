@@ -46,6 +46,9 @@ pub struct Options {
     /// Copies of everything, of Quipu's rows and of the counter columns alike
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=9))]
     replication: u32,
+    /// Shards of every cluster; as few as it will ever have nodes carry most
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=4096))]
+    shards: u32,
     /// Seconds per measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
@@ -95,6 +98,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             seconds: options.seconds,
             rounds: options.rounds,
             replication: options.replication,
+            shards: options.shards,
             wrk_threads: threads,
         },
         measurements: Vec::new(),
@@ -138,6 +142,7 @@ impl Bench {
             etcd: options.etcd.clone(),
             cassandra: options.cassandra.clone(),
             replication: options.replication,
+            shards: options.shards,
         };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("the clock is wrong")?;
         let name = format!("bench_{}", now.as_millis());

@@ -27,6 +27,8 @@ pub struct Services {
     /// HOST:PORT, with commas between them.
     pub cassandra: String,
     pub replication: u32,
+    /// Of each cluster; at least as many as it has nodes.
+    pub shards: u32,
 }
 
 /// Passes over all counters before the first measurement.
@@ -93,6 +95,7 @@ impl Cluster {
             .args(["--node-id", &node, "--cluster", &self.name])
             .args(["--etcd", &services.etcd, "--cassandra", &services.cassandra])
             .args(["--create-schema", "on", "--replication", &services.replication.to_string()])
+            .args(["--shards", &services.shards.to_string()])
             .args(["--peer-listen", "127.0.0.1:0"]);
         self.nodes.push(Process::start(command, &places.logs.join(format!("{}-{node}.log", self.name)))?);
         Ok(())

@@ -36,6 +36,7 @@ pub struct Settings {
     pub seconds: u32,
     pub rounds: u32,
     pub replication: u32,
+    pub shards: u32,
     pub wrk_threads: u32,
 }
 
@@ -310,11 +311,12 @@ fn conditions(results: &Results, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "\n{} rounds of {} s; replication {}; wrk with {} threads per node; batches over {} counters of {}. Etcd, Cassandra, \
+        "\n{} rounds of {} s; replication {}; clusters of {} shards; wrk with {} threads per node; batches over {} counters of {}. Etcd, Cassandra, \
          all nodes and the load ran on this machine.",
         settings.rounds,
         settings.seconds,
         settings.replication,
+        settings.shards,
         settings.wrk_threads,
         thousands(1_000.0),
         thousands(f64::from(COUNTERS)),
@@ -364,7 +366,7 @@ mod tests {
                 kernel: "6.1".into(),
                 busy_before: 0.02,
             },
-            settings: Settings { seconds: 3, rounds: 3, replication: 1, wrk_threads: 2 },
+            settings: Settings { seconds: 3, rounds: 3, replication: 1, shards: 3, wrk_threads: 2 },
             measurements,
             takeovers: vec![takeover(5.5, 20.0), takeover(5.2, 130.0)],
             notes: vec!["a note".into()],
