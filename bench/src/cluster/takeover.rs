@@ -20,7 +20,6 @@ use crate::servers::{Places, Process};
 pub const CLIENTS: usize = 8;
 /// Spread over all shards, by a rule.
 const EVERYWHERE: &str = "bench-everywhere";
-const SHARDS: u32 = 12;
 /// Clients run for so long before the kill, and after the takeover.
 const MARGIN: Duration = Duration::from_millis(500);
 const TAKEOVER_DEADLINE: Duration = Duration::from_secs(60);
@@ -56,7 +55,7 @@ pub fn measure(
     repetitions: u32,
 ) -> anyhow::Result<Vec<Takeover>> {
     let first = &cluster.nodes[0];
-    first.ask_well("PUT", "/v1/rules", Some(json!({ "match": EVERYWHERE, "spread": SHARDS }).to_string()))?;
+    first.ask_well("PUT", "/v1/rules", Some(json!({ "match": EVERYWHERE, "spread": services.shards }).to_string()))?;
     first.ask_well("POST", &add(EVERYWHERE), Some("{}".into()))?;
     let before = first.settled_value(0)?;
     let (mut takeovers, mut acknowledged, mut open) = (Vec::new(), u64::try_from(before)?, 0);
