@@ -129,7 +129,7 @@ pub struct Knobs {
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     replication: Option<Text>,
 
-    /// Journal writes under way at once, 1-256; fewer carry more each [default: 4]
+    /// Journal writes under way at once at most, 1-256; a third of the busy shards write together [default: 4]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     appends: Option<Text>,
 
