@@ -237,8 +237,8 @@ fn additions_beside(server: &Server, how: &str, each: usize) -> Duration {
                         let began = Instant::now();
                         let added = client.call("POST", &target, &[], b"{}").expect("an answer").expect(200);
                         let took = began.elapsed();
-                        let fallback = added.json()["policy"]["fallback"] == true;
-                        assert!(!fallback, "beside {how}, the other rule's policy did not choose: {}", faults(server));
+                        let chosen = added.json()["policy"]["fallback"] == false;
+                        assert!(chosen, "beside {how}, the other rule's policy did not choose: {}", faults(server));
                         took
                     };
                     std::iter::repeat_with(one).take(each / 4).collect::<Vec<_>>()

@@ -311,8 +311,8 @@ fn conditions(results: &Results, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "\n{} rounds of {} s; replication {}; clusters of {} shards; wrk with {} threads per node; batches over {} counters of {}. Etcd, Cassandra, \
-         all nodes and the load ran on this machine.",
+        "\n{} rounds of {} s; replication {}; clusters of {} shards; wrk with {} threads per node; batches over {} counters \
+         of {}. Etcd, Cassandra, all nodes and the load ran on this machine.",
         settings.rounds,
         settings.seconds,
         settings.replication,
