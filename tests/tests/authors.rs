@@ -51,7 +51,8 @@ fn from_push_to_choice(component: &Path) {
     let added: Vec<Value> = (0..60).map(|_| server.add("likes/front-page", 1).expect(200).json()).collect();
     let chosen = added.iter().filter(|added| added["policy"]["fallback"] == false).count();
     // On a machine that is busy with other tests a call may miss its deadline now and then.
-    assert!(chosen >= 50, "{chosen} of 60 were the policy's: {:?}", added.last());
+    let plugin = || server.get("/v1/plugins/even-share").text();
+    assert!(chosen >= 50, "{chosen} of 60 were the policy's: {:?}; {}", added.last(), plugin());
     assert_eq!(server.partials("likes/front-page").len(), 6, "it took the candidates in turn");
     assert_eq!(server.total("likes/front-page"), 60);
     let refused = server.quipu(&["rule", "set", "x/", "--selection", "even-share", "--selection-config", "many"]);

@@ -13,8 +13,13 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Opens after this many failures, or calls that were slow, without a good one between them.
+    /// Opens after this many failures, or slow calls that count, without a good one between them.
     pub consecutive_failures_max: u32,
+    /// A slow call counts when it took longer than this: whoever comes meanwhile waits that long.
+    pub long_call: Duration,
+    /// A shorter one counts when it and the slow call before it took more of a thread's time than this. A policy that is
+    /// asked now and then finds its memory out of the processor's caches each time, is slow, and hurts nobody.
+    pub slow_percent: u32,
     /// Opens after this many failures within `window`, successes or not: a policy that fails now and then costs a new
     /// instance each time.
     pub window_failures_max: u32,
@@ -36,6 +41,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             consecutive_failures_max: 5,
+            long_call: Duration::from_micros(100),
+            slow_percent: 20,
             window_failures_max: 20,
             window: Duration::from_secs(10),
             backoff_min: Duration::from_millis(100),
@@ -64,6 +71,9 @@ pub struct Machine {
     settings: Settings,
     state: State,
     consecutive_failures: u32,
+    /// When the last slow call ended, and how long it took; and whether no good one followed.
+    last_slow: (Duration, Duration),
+    slow: bool,
     window_start: Duration,
     window_failures: u32,
     open_until: Duration,
@@ -83,6 +93,8 @@ impl Machine {
             settings,
             state: State::Closed,
             consecutive_failures: 0,
+            last_slow: (Duration::ZERO, Duration::ZERO),
+            slow: false,
             window_start: Duration::ZERO,
             window_failures: 0,
             open_until: Duration::ZERO,
@@ -121,6 +133,7 @@ impl Machine {
 
     pub fn succeeded(&mut self, _now: Duration) {
         self.consecutive_failures = 0;
+        self.slow = false;
         if self.state == State::HalfOpen {
             self.probe_since = None;
             self.probes_passed += 1;
@@ -145,8 +158,18 @@ impl Machine {
 
     /// An answer that took too long. Only a row of them means anything: a thread may be interrupted at any time. Answers
     /// whether it opened the breaker.
-    pub fn slow(&mut self, now: Duration) -> bool {
-        self.bad(now)
+    pub fn slow(&mut self, now: Duration, took: Duration) -> bool {
+        self.slow = true;
+        let (before, took_before) = std::mem::replace(&mut self.last_slow, (now, took));
+        let passed = (now + took_before).saturating_sub(before);
+        let busy = (took + took_before) * 100 >= passed * self.settings.slow_percent;
+        if took > self.settings.long_call || busy {
+            return self.bad(now);
+        }
+        if self.state == State::HalfOpen {
+            self.succeeded(now);
+        }
+        false
     }
 
     fn bad(&mut self, now: Duration) -> bool {
@@ -184,9 +207,9 @@ impl Machine {
         *self = Self::new(self.settings.clone());
     }
 
-    /// Nothing to remember: no failure since the last success, and closed.
+    /// Nothing to remember: neither a failure nor a slow call since the last success, and closed.
     fn quiet(&self) -> bool {
-        self.state == State::Closed && self.consecutive_failures == 0
+        self.state == State::Closed && self.consecutive_failures == 0 && !self.slow
     }
 }
 
@@ -234,8 +257,8 @@ impl Breaker {
     }
 
     /// Whether that opened it.
-    pub fn slow(&self) -> bool {
-        self.tell(|machine, now| machine.slow(now))
+    pub fn slow(&self, took: Duration) -> bool {
+        self.tell(|machine, now| machine.slow(now, took))
     }
 
     /// Ends a quarantine, or the pause of an open breaker.
@@ -320,20 +343,67 @@ mod tests {
         }
     }
 
+    fn us(n: u64) -> Duration {
+        Duration::from_micros(n)
+    }
+
     #[test]
-    fn slow_answers_in_a_row_open_it_and_scattered_ones_do_not() {
-        let mut machine = Machine::new(Settings::default());
+    fn long_answers_in_a_row_open_it_and_scattered_ones_do_not() {
+        let (mut machine, took) = (Machine::new(Settings::default()), us(101));
         for n in 0..1_000 {
-            assert!((0..4).all(|_| !machine.slow(ms(n))), "after {n}");
+            assert!((0..4).all(|_| !machine.slow(ms(n), took)), "after {n}");
             machine.succeeded(ms(n));
         }
-        assert!((0..4).all(|_| !machine.slow(ms(1_000))));
-        assert!(machine.slow(ms(1_000)));
+        assert!((0..4).all(|n| !machine.slow(ms(1_000 + n), took)));
+        assert!(machine.slow(ms(1_010), took));
         assert_eq!(machine.state(), State::Open);
-        assert!(machine.admit(ms(1_100)));
-        assert!(machine.slow(ms(1_100)), "one probe is enough");
-        assert!(!machine.admit(ms(1_299)));
-        assert!(machine.admit(ms(1_300)), "after twice the pause");
+        assert!(machine.admit(ms(1_110)));
+        assert!(machine.slow(ms(1_110), took), "one probe is enough");
+        assert!(!machine.admit(ms(1_309)));
+        assert!(machine.admit(ms(1_310)), "after twice the pause");
+    }
+
+    /// Slow calls of 50 us, one each so many microseconds, until it opens.
+    fn calls_until_open(every_us: u64) -> Option<u64> {
+        let mut machine = Machine::new(Settings::default());
+        (1..1_000).find(|n| machine.slow(ms(7) + us(n * every_us), us(50)))
+    }
+
+    #[test]
+    fn slow_answers_count_where_they_keep_a_thread_busy() {
+        assert_eq!(calls_until_open(51), Some(6), "before the first nothing was slow");
+        assert_eq!(calls_until_open(400), Some(6));
+        assert_eq!(calls_until_open(500), None);
+    }
+
+    #[test]
+    fn a_probe_may_be_slow_while_little_is_asked() {
+        let mut machine = Machine::new(Settings::default());
+        fail_until_open(&mut machine, ms(0));
+        for n in 0..3 {
+            assert!(machine.admit(ms(100 + n)));
+            assert!(!machine.slow(ms(100 + n), us(50)));
+        }
+        assert_eq!(machine.state(), State::Closed);
+    }
+
+    #[test]
+    fn calls_after_a_slow_one_are_watched_until_one_is_good() {
+        let breaker = Breaker::new(Settings::default());
+        assert!(!breaker.slow(us(50)));
+        assert_eq!(breaker.admit(), Admission::Watched);
+        breaker.succeeded(Admission::Watched);
+        assert_eq!(breaker.admit(), Admission::Quiet);
+    }
+
+    #[test]
+    fn slow_answers_that_do_not_count_hide_none_that_do() {
+        let mut machine = Machine::new(Settings::default());
+        for n in 1..=4 {
+            assert!(!machine.slow(ms(10 * n), us(900)));
+            assert!(!machine.slow(ms(10 * n + 9), us(30)), "sparse");
+        }
+        assert!(machine.slow(ms(50), us(900)));
     }
 
     #[test]

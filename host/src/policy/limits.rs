@@ -49,8 +49,8 @@ pub const DRY_RUN_TIME: Duration = Duration::from_secs(10);
 pub const DRY_RUN_ATTEMPTS: usize = 3;
 /// A policy whose calls take longer than this in the median does not run on the serving thread.
 pub const INLINE_MEDIAN_MAX: Duration = Duration::from_micros(5);
-/// A call on the serving thread is slow when it takes longer than this, and so much more for each shard it is told of. As many
-/// in a row as failures open the breaker. Far above the median that admission allows: a thread is interrupted now and then.
+/// A call on the serving thread is slow when it takes longer than this, and so much more for each shard it is told of. Far
+/// above the median that admission allows; the breaker's settings say when slow calls open it.
 pub const INLINE_SLOW: (Duration, Duration) = (Duration::from_micros(20), Duration::from_nanos(200));
 /// Public keys that a node trusts.
 pub const TRUSTED_KEYS_MAX: usize = 64;

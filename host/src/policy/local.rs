@@ -168,7 +168,7 @@ impl Local {
 
     #[cold]
     fn was_slow(&self, binding: &Binding, took: Duration) {
-        if binding.breaker.slow() {
+        if binding.breaker.slow(took) {
             let detail = format!("a call took {took:?} of a serving thread, as those before it did");
             let (shared, fault) = (&binding.revision.shared, Fault::new(Kind::Slow, detail));
             tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy is slow; the native choice answers");
