@@ -8,8 +8,27 @@ use crate::counter::key_hash;
 use crate::shard::entry::Change;
 use crate::store::conformance::{checkpoint, entry, id, partial};
 
+/// A process that another test starts holds this one's locks from its fork until it runs its own program, a moment later.
+const FORKED_MAX: Duration = Duration::from_secs(5);
+
+fn open(settings: Settings) -> Result<EmbeddedStore, Error> {
+    let end = Instant::now() + FORKED_MAX;
+    loop {
+        match EmbeddedStore::open(settings.clone()) {
+            Err(Error::Refused(why)) if why.contains("in use") && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return done,
+        }
+    }
+}
+
 fn refusal(settings: Settings) -> String {
-    match EmbeddedStore::open(settings) {
+    refused(open(settings))
+}
+
+fn refused(opened: Result<EmbeddedStore, Error>) -> String {
+    match opened {
         Err(Error::Refused(why)) => why,
         other => panic!("{:?}", other.map(|_| "opened")),
     }
@@ -28,17 +47,17 @@ async fn last_seq(store: &EmbeddedStore, shard: u32) -> u64 {
 #[test]
 fn a_directory_in_use_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("opens");
-    let why = refusal(Settings::new(dir.path(), 3));
+    let store = open(Settings::new(dir.path(), 3)).expect("opens");
+    let why = refused(EmbeddedStore::open(Settings::new(dir.path(), 3)));
     assert!(why.contains("in use") && why.contains(dir.path().to_str().expect("a plain path")), "{why}");
     drop(store);
-    EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("is free again");
+    open(Settings::new(dir.path(), 3)).expect("is free again");
 }
 
 #[test]
 fn another_number_of_shards_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    drop(EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("opens"));
+    drop(open(Settings::new(dir.path(), 3)).expect("opens"));
     let why = refusal(Settings::new(dir.path(), 12));
     assert!(why.contains("3 shards") && why.contains("with 12"), "{why}");
 }
@@ -46,14 +65,14 @@ fn another_number_of_shards_is_refused() {
 #[test]
 fn a_newer_or_unreadable_format_is_not_opened() {
     let dir = tempfile::tempdir().expect("a directory");
-    drop(EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("opens"));
+    drop(open(Settings::new(dir.path(), 3)).expect("opens"));
     fs::write(dir.path().join("format"), "version 2\nshards 3\n").expect("writes");
     let why = refusal(Settings::new(dir.path(), 3));
     assert!(why.contains("format 2"), "{why}");
     fs::write(dir.path().join("format"), "version 1\n").expect("writes");
-    assert!(matches!(EmbeddedStore::open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
+    assert!(matches!(open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
     fs::remove_file(dir.path().join("format")).expect("removes");
-    assert!(matches!(EmbeddedStore::open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
+    assert!(matches!(open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
 }
 
 #[test]
@@ -68,7 +87,7 @@ fn a_path_that_is_no_directory_is_refused() {
 #[tokio::test]
 async fn values_beyond_the_limits_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("opens");
+    let store = open(Settings::new(dir.path(), 3)).expect("opens");
     let long = "k".repeat(limits::VALUE_KEY_BYTES_MAX);
     assert!(matches!(store.put("s", &long, b"").await, Err(Error::NotApplied(_))));
     assert!(matches!(store.get("s", &long).await, Err(Error::NotApplied(_))));
@@ -81,7 +100,7 @@ async fn values_beyond_the_limits_are_refused() {
 async fn damage_to_the_log_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let settings = Settings { segment_bytes: 16 * 1024, ..Settings::new(dir.path(), 1) };
-    let store = EmbeddedStore::open(settings.clone()).expect("opens");
+    let store = open(settings.clone()).expect("opens");
     let epoch = store.raise(0).await.expect("raises").epoch;
     for seq in 1..=20 {
         append_one(&store, 0, epoch, seq).await.expect("appends");
@@ -95,7 +114,7 @@ async fn damage_to_the_log_is_named() {
     let needed =
         files.iter().find(|path| fs::read(path).expect("reads")[8] == 5).expect("frames 5 to 8 share a segment");
     fs::remove_file(needed).expect("removes");
-    match EmbeddedStore::open(settings) {
+    match open(settings) {
         Err(Error::Damaged(why)) => assert!(why.contains("lacks frame 7"), "{why}"),
         other => panic!("{:?}", other.map(|_| "opened")),
     }
@@ -104,7 +123,7 @@ async fn damage_to_the_log_is_named() {
 #[tokio::test]
 async fn a_broken_store_says_so_until_it_is_recovered() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = EmbeddedStore::open(Settings::new(dir.path(), 3)).expect("opens");
+    let store = open(Settings::new(dir.path(), 3)).expect("opens");
     let epoch = store.raise(0).await.expect("raises").epoch;
     append_one(&store, 0, epoch, 1).await.expect("appends");
     let broken: Result<(), Error> = store.with(|_| Err(Error::Broken("as tried".into())));
@@ -132,14 +151,14 @@ fn copy_tree(from: &Path, to: &Path) {
 async fn a_large_value_torn_anywhere_leaves_the_one_before() {
     let dir = tempfile::tempdir().expect("a directory");
     let settings = |name: &str| Settings { segment_bytes: 16 * 1024, ..Settings::new(dir.path().join(name), 1) };
-    let store = EmbeddedStore::open(settings("whole")).expect("opens");
+    let store = open(settings("whole")).expect("opens");
     store.put("s", "k", b"before").await.expect("puts");
     drop(store);
     // The engine's journal ends with what was written from here on.
-    drop(EmbeddedStore::open(settings("whole")).expect("opens"));
+    drop(open(settings("whole")).expect("opens"));
     let journal = |name: &str| dir.path().join(name).join("lsm/0.jnl");
     let begin = fs::metadata(journal("whole")).expect("is there").len() as usize;
-    let store = EmbeddedStore::open(settings("whole")).expect("opens");
+    let store = open(settings("whole")).expect("opens");
     // Not to be compressed.
     let mut large = vec![0; 60_000];
     rand::RngCore::fill_bytes(&mut <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1), &mut large);
@@ -155,7 +174,7 @@ async fn a_large_value_torn_anywhere_leaves_the_one_before() {
         let end = torn.len().min(page + 4096);
         torn[page..end].fill(0);
         fs::write(journal(&name), torn).expect("writes");
-        let store = EmbeddedStore::open(settings(&name)).unwrap_or_else(|why| panic!("page {page}: {why}"));
+        let store = open(settings(&name)).unwrap_or_else(|why| panic!("page {page}: {why}"));
         assert_eq!(store.get("s", "k").await.expect("gets").as_deref(), Some(&b"before"[..]), "page {page}");
     }
 }
@@ -203,7 +222,7 @@ impl Drop for SmallDisk {
 async fn a_full_disk_refuses_and_service_goes_on_when_space_is_back() {
     let Some(disk) = SmallDisk::mount(128) else { return };
     let settings = Settings { segment_bytes: 1024 * 1024, ..Settings::new(disk.path().join("data"), 2) };
-    let store = EmbeddedStore::open(settings.clone()).expect("opens");
+    let store = open(settings.clone()).expect("opens");
     let epoch = store.raise(0).await.expect("raises").epoch;
     append_one(&store, 0, epoch, 1).await.expect("appends");
     store.put("s", "k", b"v").await.expect("puts");
@@ -228,7 +247,7 @@ async fn a_full_disk_refuses_and_service_goes_on_when_space_is_back() {
     append_one(&store, 0, epoch, seq).await.expect("service goes on");
     store.checkpoint(full).await.expect("checkpoints");
     drop(store);
-    let store = EmbeddedStore::open(settings).expect("opens");
+    let store = open(settings).expect("opens");
     assert_eq!(store.raise(0).await.expect("raises").checkpoint_seq, seq - 1);
     assert_eq!(last_seq(&store, 0).await, seq);
 }
@@ -237,7 +256,7 @@ async fn a_full_disk_refuses_and_service_goes_on_when_space_is_back() {
 async fn checkpoints_keep_a_nearly_full_disk_in_service() {
     let Some(disk) = SmallDisk::mount(128) else { return };
     let settings = Settings { segment_bytes: 64 * 1024, ..Settings::new(disk.path().join("data"), 1) };
-    let store = EmbeddedStore::open(settings).expect("opens");
+    let store = open(settings).expect("opens");
     let epoch = store.raise(0).await.expect("raises").epoch;
     append_one(&store, 0, epoch, 1).await.expect("appends");
     disk.fill_leaving(50);
@@ -258,7 +277,7 @@ async fn checkpoints_keep_a_nearly_full_disk_in_service() {
 async fn a_store_broken_by_a_full_disk_recovers_when_space_is_back() {
     let Some(disk) = SmallDisk::mount(128) else { return };
     let settings = Settings { segment_bytes: 1024 * 1024, ..Settings::new(disk.path().join("data"), 2) };
-    let store = EmbeddedStore::open(settings).expect("opens");
+    let store = open(settings).expect("opens");
     let mut epoch = store.raise(0).await.expect("raises").epoch;
     append_one(&store, 0, epoch, 1).await.expect("appends");
     disk.fill_leaving(0);
@@ -289,7 +308,7 @@ async fn a_store_broken_by_a_full_disk_recovers_when_space_is_back() {
 async fn readers_and_checkpoints_run_beside_appends() {
     let dir = tempfile::tempdir().expect("a directory");
     let settings = Settings { segment_bytes: 64 * 1024, ..Settings::new(dir.path(), 2) };
-    let store = Arc::new(EmbeddedStore::open(settings.clone()).expect("opens"));
+    let store = Arc::new(open(settings.clone()).expect("opens"));
     let epochs = [store.raise(0).await.expect("raises").epoch, store.raise(1).await.expect("raises").epoch];
     let done = Arc::new(AtomicU64::new(0));
     let beside = std::thread::spawn({
@@ -314,7 +333,7 @@ async fn readers_and_checkpoints_run_beside_appends() {
     }
     beside.join().expect("no panic");
     drop(store);
-    let store = EmbeddedStore::open(settings).expect("opens");
+    let store = open(settings).expect("opens");
     assert_eq!(store.raise(0).await.expect("raises").checkpoint_seq, 2_000);
     assert_eq!(store.read(1, 0, usize::MAX).await.expect("reads").len(), 2_000);
 }
@@ -338,7 +357,7 @@ fn quantiles(mut times: Vec<Duration>) -> (Duration, Duration) {
 async fn figures() {
     let dir = tempfile::tempdir_in(std::env::var("QUIPU_FIGURES_DIR").unwrap_or(".".into())).expect("a directory");
     let begun = Instant::now();
-    let store = EmbeddedStore::open(Settings::new(dir.path().join("a"), 12)).expect("opens");
+    let store = open(Settings::new(dir.path().join("a"), 12)).expect("opens");
     println!("open, empty directory: {:?}", begun.elapsed());
     let epoch = store.raise(0).await.expect("raises").epoch;
     let mut seq = 0;
@@ -400,7 +419,7 @@ async fn figures() {
     println!("open of the log alone: {:?}", begun.elapsed());
     drop((journal, lsm));
     let begun = Instant::now();
-    let store = EmbeddedStore::open(Settings::new(dir.path().join("a"), 12)).expect("opens");
+    let store = open(Settings::new(dir.path().join("a"), 12)).expect("opens");
     println!("open, 64 MiB of log: {:?}", begun.elapsed());
     let begun = Instant::now();
     let entries = store.read(0, 0, usize::MAX).await.expect("reads").len();
@@ -409,7 +428,7 @@ async fn figures() {
     store.recover().await.expect("recovers");
     println!("recover: {:?}", begun.elapsed());
     drop(store);
-    let store = EmbeddedStore::open(Settings::new(dir.path().join("million"), 12)).expect("opens");
+    let store = open(Settings::new(dir.path().join("million"), 12)).expect("opens");
     let epoch = store.raise(0).await.expect("raises").epoch;
     let before = resident_kib();
     for seq in 1..=10 {
@@ -422,7 +441,7 @@ async fn figures() {
     drop(store);
     let before = resident_kib();
     let begun = Instant::now();
-    let _store = EmbeddedStore::open(Settings::new(dir.path().join("million"), 12)).expect("opens");
+    let _store = open(Settings::new(dir.path().join("million"), 12)).expect("opens");
     println!("opened again in {:?}: {} MiB resident more", begun.elapsed(), (resident_kib() - before) / 1024);
 }
 
