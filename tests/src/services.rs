@@ -13,11 +13,14 @@ use tempfile::TempDir;
 
 use crate::network::{Beyond, Network};
 use crate::until;
+use crate::volume::Volume;
 
 /// The first of eight ports of services that a test has for itself.
 const OWN_PORTS: u16 = 24_860;
 /// Of these, the one of Cassandra's clients.
 const CQL_PORT: u16 = 2;
+/// The Cassandra node, of several, whose disk can be filled.
+pub const SMALL_DISK: usize = 3;
 /// A statement that changes the schema takes seconds on a busy machine.
 const CQL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -31,6 +34,7 @@ pub struct Services {
 
 /// Services that this process has started; stopped and deleted with it.
 struct Own {
+    disk: Option<Volume>,
     state: TempDir,
     ports: u16,
     /// The last to be dropped, since the others end inside it.
@@ -62,22 +66,18 @@ impl Services {
     /// Services of one's own where the shared ones run, or where `QUIPU_TEST_OWN_PORTS` says where they may be started; else
     /// None, said in plain sight.
     pub fn own() -> Option<Self> {
-        Self::start_own(1, None)
+        Self::start_with(1, None, 0, &[])
     }
 
-    /// As [`Services::own`], with three Cassandra nodes.
-    pub fn replicated() -> Option<Self> {
-        Self::start_own(3, None)
-    }
-
-    /// As [`Services::replicated`], in a network whose links can be cut.
-    pub fn replicated_in(network: Network) -> Option<Self> {
-        Self::start_own(3, Some(network))
+    /// As [`Services::own`], with three Cassandra nodes. One has a disk of so many MiB, a quarter of it for its commit log, that
+    /// can be filled where mounting is allowed. Their links can be cut in a network.
+    pub fn replicated(network: Option<Network>, disk_mebibytes: u32) -> Option<Self> {
+        Self::start_with(3, network, disk_mebibytes, &[])
     }
 
     /// As [`Services::own`], with TLS, client certificates and passwords: a node needs [`Services::secrets`].
     pub fn secured() -> Option<Self> {
-        Self::start_with(1, None, &["--secure"])
+        Self::start_with(1, None, 0, &["--secure"])
     }
 
     /// The directory of the certificates and passwords of secured services: see `tests/services/secure.sh`.
@@ -85,11 +85,12 @@ impl Services {
         self.etcd.starts_with("https://").then(|| self.own.as_ref().expect("it is ours").state.path().join("secure"))
     }
 
-    fn start_own(cassandra_nodes: u16, network: Option<Network>) -> Option<Self> {
-        Self::start_with(cassandra_nodes, network, &[])
-    }
-
-    fn start_with(cassandra_nodes: u16, network: Option<Network>, options: &[&str]) -> Option<Self> {
+    fn start_with(
+        cassandra_nodes: u16,
+        network: Option<Network>,
+        disk_mebibytes: u32,
+        options: &[&str],
+    ) -> Option<Self> {
         let ports = match std::env::var("QUIPU_TEST_OWN_PORTS") {
             Ok(text) => text.parse().expect("QUIPU_TEST_OWN_PORTS is a port number"),
             Err(_) => {
@@ -98,7 +99,12 @@ impl Services {
             }
         };
         let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
-        let own = Own { state, ports, network };
+        let mut own = Own { disk: None, state, ports, network };
+        if disk_mebibytes > 0 {
+            let at = own.directory(Service::Cassandra(SMALL_DISK));
+            std::fs::create_dir_all(&at).expect("a directory of the services");
+            own.disk = Volume::mount_at(&at, disk_mebibytes);
+        }
         // Cassandra will be killed, so that it must not answer before its commit log is synced.
         let count = cassandra_nodes.to_string();
         let usual = ["--etcd", "--cassandra-nodes", &count, "--durable", "group"];
@@ -138,6 +144,20 @@ impl Services {
         Beyond::Cassandra(self.own.as_ref().expect("only a test's own services are cut off").ports + CQL_PORT)
     }
 
+    /// The disk of the Cassandra node of [`SMALL_DISK`], if it has one of its own.
+    pub fn disk(&self) -> Option<&Volume> {
+        self.own.as_ref()?.disk.as_ref()
+    }
+
+    /// Whether anybody listens in its place.
+    pub fn listens(&self, service: Service) -> bool {
+        let address = match service {
+            Service::Etcd => self.etcd.trim_start_matches("http://"),
+            Service::Cassandra(n) => self.cassandra_node(n),
+        };
+        TcpStream::connect(address).is_ok()
+    }
+
     fn process(&self, service: Service) -> Pid {
         let own = self.own.as_ref().expect("only a test's own services are harmed");
         let pid: i32 = std::fs::read_to_string(own.directory(service).join("pid"))
@@ -158,13 +178,10 @@ impl Services {
 
     /// `kill -9`; what it stored stays.
     pub fn kill(&self, service: Service) {
-        kill_process(self.process(service), Signal::KILL).expect("it runs");
+        // It may have ended by itself.
+        let _ = kill_process(self.process(service), Signal::KILL);
         // Its threads may outlive the process's first one for a moment, and with them the port.
-        let address = match service {
-            Service::Etcd => self.etcd.trim_start_matches("http://"),
-            Service::Cassandra(n) => self.cassandra_node(n),
-        };
-        until("nobody listens in a killed service's place", || TcpStream::connect(address).is_err());
+        until("nobody listens in a killed service's place", || !self.listens(service));
     }
 
     /// Starts it again on what it stored, and waits until it answers.
@@ -213,6 +230,8 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
+        // Before the directory that it is in is removed.
+        self.disk = None;
         // A process that was stopped ends by SIGKILL only.
         if let Err(why) = self.run("down", &["--kill"]) {
             eprintln!("the services in {} are not stopped: {why}", self.state.path().display());

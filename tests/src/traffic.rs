@@ -2,8 +2,9 @@
 //!
 //! Half of the connections of each node add with keys, each key sent once: what became of those with an unknown outcome
 //! is settled by their keys at the end, and from there on totals are exact. The other half adds without keys, where an
-//! unknown outcome remains one. One more connection may send whole batches without keys. A reader on each node reads exact totals all the while: none may miss an addition that
-//! was acknowledged before the read began, hold one that was never sent, or be less than a total that was read before.
+//! unknown outcome remains one. More connections may send batches: the first with a key each, the others, larger ones,
+//! without. A reader on each node reads exact totals all the while: none may miss an addition that was acknowledged before
+//! the read began, hold one that was never sent, or be less than a total that was read before.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,8 @@ use crate::{PATIENCE, within};
 const PAUSE: Duration = Duration::from_millis(5);
 /// Failures of a node that are kept word by word.
 const EXAMPLES_MAX: usize = 5;
+/// A batch with a key has so many times fewer additions: each leaves a record of its own.
+const KEYED_BATCH_SHARE: usize = 10;
 /// After this no first attempt can be on its way any more: the operations' deadline is 10 s.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
 
@@ -33,13 +36,16 @@ pub struct Plan {
     pub connections: usize,
     /// With keys, and as many without.
     pub counters: usize,
-    /// Additions of each batch that one more connection to each node sends, one batch after the other; 0 for none.
+    /// More connections to each node that send batches, one after the other; the first sends smaller ones with keys.
+    pub batchers: usize,
+    /// Additions of each batch without a key.
     pub batch: usize,
 }
 
-impl Default for Plan {
-    fn default() -> Self {
-        Self { connections: 22, counters: 8, batch: 0 }
+impl Plan {
+    /// No batches.
+    pub const fn singles(connections: usize, counters: usize) -> Self {
+        Self { connections, counters, batchers: 0, batch: 0 }
     }
 }
 
@@ -60,6 +66,7 @@ struct Ledger {
     batched: Vec<Account>,
     /// Keyed additions whose outcome is not known yet.
     pending: Mutex<Vec<Pending>>,
+    pending_batches: Mutex<Vec<PendingBatch>>,
     contradictions: Mutex<Vec<String>>,
     nodes: Mutex<BTreeMap<String, Arc<Seen>>>,
 }
@@ -81,6 +88,12 @@ struct Pending {
     key: String,
     amount: i64,
     sent_at: Instant,
+}
+
+/// A batch with a key of which not every addition was applied for certain.
+struct PendingBatch {
+    key: String,
+    applied: Vec<bool>,
 }
 
 /// What the clients of one node have seen.
@@ -144,6 +157,7 @@ impl Traffic {
             unkeyed: accounts("unkeyed-"),
             batched: accounts("batched-"),
             pending: Mutex::default(),
+            pending_batches: Mutex::default(),
             contradictions: Mutex::default(),
             nodes: Mutex::default(),
         };
@@ -163,9 +177,10 @@ impl Traffic {
             let (ledger, seen) = (self.ledger.clone(), seen.clone());
             self.threads.push(std::thread::spawn(move || ledger.add_until_stopped(addr, &seen, n)));
         }
-        if self.plan.batch > 0 {
-            let (ledger, seen, size) = (self.ledger.clone(), seen.clone(), self.plan.batch);
-            self.threads.push(std::thread::spawn(move || ledger.add_batches_until_stopped(addr, &seen, size)));
+        for n in 0..self.plan.batchers {
+            let (ledger, seen, keyed) = (self.ledger.clone(), seen.clone(), n == 0);
+            let size = if keyed { self.plan.batch / KEYED_BATCH_SHARE } else { self.plan.batch };
+            self.threads.push(std::thread::spawn(move || ledger.add_batches_until_stopped(addr, &seen, size, keyed)));
         }
         let ledger = self.ledger.clone();
         self.threads.push(std::thread::spawn(move || ledger.read_until_stopped(addr, &seen)));
@@ -234,7 +249,9 @@ impl Traffic {
             thread.join().expect("no client panics");
         }
         let unsettled = self.ledger.pending.lock().expect("no client panics").len();
+        let unsettled_batches = self.ledger.pending_batches.lock().expect("no client panics").len();
         self.ledger.settle(cluster);
+        self.ledger.settle_batches(cluster);
         let names: Vec<String> = self.ledger.nodes.lock().expect("no client panics").keys().cloned().collect();
         let outcomes: BTreeMap<_, _> = names.into_iter().map(|node| (node.clone(), self.outcomes(&node))).collect();
         for (node, outcomes) in &outcomes {
@@ -250,8 +267,9 @@ impl Traffic {
         let batched: u64 = outcomes.values().map(|outcomes| outcomes.batched).sum();
         let acknowledged = batched + outcomes.values().map(|outcomes| outcomes.succeeded).sum::<u64>();
         println!(
-            "{acknowledged} additions acknowledged, {batched} of them in batches; {unsettled} keyed ones settled by key; \
-             without a key {unkeyed} counts unknown, {in_batches} in batches; totals are right on every node, after {:?}",
+            "{acknowledged} additions acknowledged, {batched} of them in batches; {unsettled} keyed ones and \
+             {unsettled_batches} keyed batches settled by key; without a key {unkeyed} counts unknown, {in_batches} in \
+             batches; totals are right on every node, after {:?}",
             self.ledger.began.elapsed()
         );
         outcomes
@@ -341,11 +359,19 @@ impl Ledger {
         }
     }
 
-    /// Batches of additions of 1 to all counters in turn.
-    fn add_batches_until_stopped(&self, addr: SocketAddr, seen: &Seen, size: usize) {
-        let account = |n: usize| &self.batched[n % self.batched.len()];
-        let ops: Vec<_> = (0..size).map(|n| json!({ "id": account(n).id, "amount": 1 })).collect();
-        let body = json!({ "ops": ops }).to_string();
+    /// Additions of 1 to all counters in turn.
+    fn batch(&self, size: usize) -> String {
+        let ops: Vec<_> = (0..size).map(|n| json!({ "id": self.batched(n).id, "amount": 1 })).collect();
+        json!({ "ops": ops }).to_string()
+    }
+
+    /// The counter of a batch's addition of this number.
+    fn batched(&self, n: usize) -> &Account {
+        &self.batched[n % self.batched.len()]
+    }
+
+    fn add_batches_until_stopped(&self, addr: SocketAddr, seen: &Seen, size: usize, keyed: bool) {
+        let body = self.batch(size);
         let mut client: Option<Client> = None;
         while !self.stop.load(SeqCst) {
             let Some(connected) = &mut client else {
@@ -353,24 +379,29 @@ impl Ledger {
                 std::thread::park_timeout(PAUSE);
                 continue;
             };
-            (0..size).for_each(|n| _ = account(n).sent.fetch_add(1, SeqCst));
+            (0..size).for_each(|n| _ = self.batched(n).sent.fetch_add(1, SeqCst));
+            let key = format!("batch-{}", self.next.fetch_add(1, SeqCst));
+            let headers = [("idempotency-key", key.as_str())];
             let began = Instant::now();
-            let answer = connected.call("POST", "/v1/batch", &[], body.as_bytes());
+            let answer = connected.call("POST", "/v1/batch", if keyed { &headers } else { &[] }, body.as_bytes());
             let whole = verdict(&answer);
             let results = answer.as_ref().ok().filter(|answer| answer.status == 200).map(Answer::json);
+            let outcome = |n: usize| results.as_ref().map(|results| results["results"][n]["outcome"].clone());
+            let applied: Vec<bool> = (0..size).map(|n| outcome(n).is_some_and(|it| it == "applied")).collect();
             for n in 0..size {
-                let result = results.as_ref().map(|results| &results["results"][n]);
-                let applied = result.is_some_and(|result| result["outcome"] == "applied");
-                let refused = match result {
-                    Some(result) => result["outcome"] == "not_applied",
+                let refused = match outcome(n) {
+                    Some(outcome) => outcome == "not_applied",
                     None => matches!(whole, Verdict::NotApplied(_)),
                 };
-                if applied {
-                    account(n).acknowledged.fetch_add(1, SeqCst);
+                if applied[n] {
+                    self.batched(n).acknowledged.fetch_add(1, SeqCst);
                     seen.batched.fetch_add(1, SeqCst);
-                } else if !refused {
-                    account(n).unknown.fetch_add(1, SeqCst);
+                } else if !refused && !keyed {
+                    self.batched(n).unknown.fetch_add(1, SeqCst);
                 }
+            }
+            if keyed && applied.contains(&false) {
+                self.pending_batches.lock().expect("no client panics").push(PendingBatch { key, applied });
             }
             if let Verdict::NotApplied(why) | Verdict::Unknown(why) = whole {
                 seen.keep_example(began, why);
@@ -463,6 +494,24 @@ impl Ledger {
                 (answer.status == 200).then_some(())
             });
             account.acknowledged.fetch_add(amount, SeqCst);
+        }
+    }
+
+    /// Sends each batch with a key again that was not wholly applied for certain: afterwards it is, and once.
+    fn settle_batches(&self, cluster: &Cluster) {
+        let servers = cluster.servers();
+        let mut pending = self.pending_batches.lock().expect("no client panics");
+        for (n, PendingBatch { key, applied }) in pending.drain(..).enumerate() {
+            let (server, body) = (servers[n % servers.len()], self.batch(applied.len()));
+            within(2 * PATIENCE, "a batch that is sent again is applied", || {
+                let mut client = Client::connect(server.addr).ok()?;
+                let answer = client.call("POST", "/v1/batch", &[("idempotency-key", &key)], body.as_bytes()).ok()?;
+                assert!(matches!(answer.status, 200 | 503), "{key}: {}", answer.text());
+                let results = (answer.status == 200).then(|| answer.json())?;
+                (0..applied.len()).all(|n| results["results"][n]["outcome"] == "applied").then_some(())
+            });
+            let open = applied.iter().enumerate().filter(|(_, applied)| !**applied);
+            open.for_each(|(n, _)| _ = self.batched(n).acknowledged.fetch_add(1, SeqCst));
         }
     }
 

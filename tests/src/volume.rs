@@ -9,16 +9,27 @@ use tempfile::TempDir;
 
 /// A mounted tmpfs of a fixed size, unmounted on drop.
 pub struct Volume {
-    directory: TempDir,
+    path: PathBuf,
+    /// Where it was mounted, if it has a directory of its own; gone after it was unmounted.
+    _directory: Option<TempDir>,
 }
 
 impl Volume {
     /// None, with the reason printed, where mounting is not allowed.
     pub fn mount(mebibytes: u32) -> Option<Self> {
         let directory = tempfile::Builder::new().prefix("quipu-volume-").tempdir().expect("a temporary directory");
+        Self::mounted(directory.path().to_owned(), mebibytes, Some(directory))
+    }
+
+    /// The same at a directory that exists.
+    pub fn mount_at(path: &Path, mebibytes: u32) -> Option<Self> {
+        Self::mounted(path.to_owned(), mebibytes, None)
+    }
+
+    fn mounted(path: PathBuf, mebibytes: u32, directory: Option<TempDir>) -> Option<Self> {
         let size = format!("size={mebibytes}m,mode=0755");
-        match mount(&["-t", "tmpfs", "-o", &size, "quipu-test"], directory.path()) {
-            Ok(()) => Some(Self { directory }),
+        match mount(&["-t", "tmpfs", "-o", &size, "quipu-test"], &path) {
+            Ok(()) => Some(Self { path, _directory: directory }),
             Err(why) => {
                 println!("skipped: a small file system cannot be mounted here ({why}); it needs root");
                 None
@@ -27,7 +38,7 @@ impl Volume {
     }
 
     pub fn path(&self) -> &Path {
-        self.directory.path()
+        &self.path
     }
 
     /// Takes all space that is left, but for `bytes_left`.

@@ -13,7 +13,7 @@ use quipu_tests::{Client, Cluster, Plan, Traffic, until};
 use serde_json::json;
 
 /// 66 connections over three nodes.
-const LOAD: Plan = Plan { connections: 22, counters: 8, batch: 0 };
+const LOAD: Plan = Plan::singles(22, 8);
 /// Additions of each node between two faults.
 const STRETCH: u64 = 400;
 /// A dead node's shards serve again within the lease and this; the design says 1 s on a machine that is not crowded.

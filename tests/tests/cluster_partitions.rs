@@ -11,7 +11,7 @@ use quipu_tests::network::{self, Beyond, Entry, Way};
 use quipu_tests::services::{Service, Services};
 use quipu_tests::{Cluster, PATIENCE, Plan, Traffic, within};
 
-const LOAD: Plan = Plan { connections: 12, counters: 8, batch: 0 };
+const LOAD: Plan = Plan::singles(12, 8);
 /// Additions of each node between two faults.
 const STRETCH: u64 = 200;
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -23,7 +23,7 @@ fn partitions_lose_nothing() {
         Entry::Done => return,
         Entry::Refused(why) => return println!("skipped: partitions: {why}"),
     };
-    let Some(services) = Services::replicated_in(network) else { return };
+    let Some(services) = Services::replicated(Some(network), 0) else { return };
     let services = Arc::new(services);
     others_take_over_from_a_node_without_etcd(&services);
     nodes_are_cut_off(&services, &NODES, services.beyond_cassandra(), Way::Both);

@@ -174,7 +174,7 @@ fn a_node_that_stood_still_during_an_activation_follows_it() {
     let base = builtin("round-robin");
     let revisions = [0, 1].map(|n| uploaded(cluster.node("n1"), "mine", &variant(&base, n)));
     cluster.node("n1").set_rule(chosen_by("p/", "mine", &revisions[0]));
-    let traffic = Traffic::start(&cluster, Plan { connections: 6, counters: 4, batch: 0 });
+    let traffic = Traffic::start(&cluster, Plan::singles(6, 4));
     cluster.node("n3").pause();
     let began = Instant::now();
     let answered = within(2 * PATIENCE, "the change goes on without the node", || {
@@ -202,7 +202,7 @@ fn a_node_that_stood_still_during_an_activation_follows_it() {
 fn a_spread_that_grows_under_load_hides_no_partial() {
     let Some(cluster) = Cluster::start(3) else { return };
     cluster.node("n1").set_rule(json!({ "match": "unkeyed-", "spread": 1 }));
-    let traffic = Traffic::start(&cluster, Plan { connections: 16, counters: 4, batch: 0 });
+    let traffic = Traffic::start(&cluster, Plan::singles(16, 4));
     for (turn, spread) in [2, 5, 3, SHARDS].into_iter().enumerate() {
         traffic.await_each(&cluster.running(), 150);
         let rule = json!({ "match": "unkeyed-", "spread": spread, "selection": { "plugin": "random" } });

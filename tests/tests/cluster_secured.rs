@@ -8,7 +8,7 @@ use std::time::Duration;
 use quipu_tests::services::Services;
 use quipu_tests::{Cluster, Plan, Traffic};
 
-const LOAD: Plan = Plan { connections: 6, counters: 8, batch: 0 };
+const LOAD: Plan = Plan::singles(6, 8);
 const STRETCH: u64 = 200;
 /// After a node's start.
 const LATER: Duration = Duration::from_secs(3);

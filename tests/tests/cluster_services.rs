@@ -7,7 +7,7 @@ use quipu_tests::cluster::LEASE;
 use quipu_tests::services::{Service, Services};
 use quipu_tests::{Cluster, PATIENCE, Plan, Server, Traffic, within};
 
-const LOAD: Plan = Plan { connections: 12, counters: 8, batch: 0 };
+const LOAD: Plan = Plan::singles(12, 8);
 const STRETCH: u64 = 300;
 /// The deadline of an operation, and what its answer may take on its way on a crowded machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10 + 3);
