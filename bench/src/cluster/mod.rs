@@ -1,9 +1,9 @@
 //! `quipu-bench cluster`: Quipu on etcd and Cassandra beside Cassandra's own counter columns, and beside the system that it
 //! replaces, side by side in one run.
 //!
-//! All clusters run all the time, and one subject at a time is under load: the yardstick, 1 node, 2 nodes, 3 nodes,
-//! within a cell; all cells in each round. A ratio is taken within one round. Then nodes are killed. Everything that was
-//! made in etcd and Cassandra is removed at the end.
+//! Quipu with 1, 2 and 3 nodes comes one after the other, and each is started for itself, since idle nodes would cost whoever
+//! is measured. Beside each, the load goes from the yardstick to Quipu and back: all cells in each round. A ratio is taken
+//! within one round. Then nodes are killed. Everything that was made in etcd and Cassandra is removed at the end.
 //!
 //! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `first`, `takeover`, `report`.
 
@@ -14,7 +14,6 @@ mod plan;
 mod report;
 mod takeover;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use anyhow::{Context, bail};
 use self::columns::Columns;
 use self::first::FirstSystem;
 use self::nodes::{Cluster, Services};
-use self::plan::{Cell, NODES, Subject};
+use self::plan::{Cell, Pair, Subject};
 use self::report::{Measurement, Results, Run, Settings};
 use crate::load::Generator;
 use crate::machine::{self, Machine};
@@ -105,14 +104,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         takeovers: Vec::new(),
         notes: Vec::new(),
     };
-    let mut bench = Bench::start(&places, options)?;
-    let measured = bench.measure(&generator, options, &mut results);
-    let measured = measured.and_then(|()| {
-        let cluster =
-            bench.clusters.get_mut(&Subject::Nodes(NODES[NODES.len() - 1])).context("no cluster to kill nodes of")?;
-        results.takeovers = takeover::measure(&places, &bench.services, &generator, cluster, options.kills)?;
-        anyhow::Ok(())
-    });
+    let mut bench = Bench::start(places, options)?;
+    let measured = plan::pairs().into_iter().try_for_each(|pair| bench.measure(pair, &generator, &mut results));
     // Also after an error: what was made is removed.
     let removed = bench.remove();
     measured?;
@@ -125,19 +118,26 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     removed
 }
 
-/// Everything that is measured.
-struct Bench {
+/// What is there all the time.
+struct Bench<'a> {
+    options: &'a Options,
+    places: Places,
     services: Services,
+    /// Names of this run begin with it.
+    name: String,
     columns: Columns,
     first: Option<FirstSystem>,
-    clusters: BTreeMap<Subject, Cluster>,
-    /// Additions to each cluster's hot counter that were acknowledged, and that may have been applied.
-    hot: BTreeMap<Subject, (u64, u64)>,
-    cassandra_process: Option<u32>,
 }
 
-impl Bench {
-    fn start(places: &Places, options: &Options) -> anyhow::Result<Self> {
+/// A cluster, or a process by itself, while it is measured.
+struct Measured {
+    cluster: Cluster,
+    /// Additions to its hot counter that were acknowledged, and that may have been applied.
+    hot: (u64, u64),
+}
+
+impl<'a> Bench<'a> {
+    fn start(places: Places, options: &'a Options) -> anyhow::Result<Self> {
         let services = Services {
             etcd: options.etcd.clone(),
             cassandra: options.cassandra.clone(),
@@ -148,65 +148,73 @@ impl Bench {
         let name = format!("bench_{}", now.as_millis());
         let contact_points: Vec<String> = services.cassandra.split(',').map(str::to_owned).collect();
         let columns = Columns::create(&contact_points, format!("{name}_columns"), services.replication)?;
-        let (clusters, hot) = Default::default();
-        let cassandra_process = options.cassandra_process;
-        let mut bench = Self { services, columns, first: None, clusters, hot, cassandra_process };
-        if let Some(program) = &options.first_system {
-            println!("starting: {}", Subject::First.name());
-            match FirstSystem::start(program, &bench.services) {
-                Ok(first) => bench.first = Some(first),
-                Err(why) => {
-                    bench.remove()?;
-                    return Err(why);
-                }
-            }
-        }
-        for subject in bench.first.iter().map(|_| Subject::Alone).chain(NODES.map(Subject::Nodes)) {
-            println!("starting and filling: {}", subject.name());
-            let started = match subject {
-                Subject::Nodes(count) => Cluster::start(places, &bench.services, format!("{name}_{count}"), count),
-                _ => Cluster::alone(places),
-            };
-            match started.and_then(|cluster| cluster.fill().map(|()| cluster)) {
-                Ok(cluster) => bench.clusters.insert(subject, cluster),
-                Err(why) => {
-                    bench.remove()?;
-                    return Err(why);
-                }
-            };
-            // One addition of each pass of the filling went to the hot counter.
-            bench.hot.insert(subject, (nodes::FILLS.into(), 0));
-        }
-        Ok(bench)
+        Ok(Self { options, places, services, name, columns, first: None })
     }
 
-    fn measure(&mut self, generator: &Generator, options: &Options, results: &mut Results) -> anyhow::Result<()> {
-        if self.first.is_none() {
-            results.notes.push("the first system was not measured: `--first-system` names its program".into());
+    /// Starts a pair, measures all rounds, kills nodes if they are this pair's, and removes its cluster.
+    fn measure(&mut self, pair: Pair, generator: &Generator, results: &mut Results) -> anyhow::Result<()> {
+        if self.options.rounds == 0 && !pair.is_killed() {
+            return Ok(());
         }
-        for round in 1..=options.rounds {
-            println!("round {round} begins");
-            for cell in plan::cells() {
-                if cell.yardstick() == Subject::First && self.first.is_none() {
-                    continue;
+        if pair.yardstick == Subject::First && self.first.is_none() {
+            let Some(program) = &self.options.first_system else {
+                let why = "the first system was not measured: `--first-system` names its program";
+                if !results.notes.iter().any(|note| note == why) {
+                    results.notes.push(why.into());
                 }
+                return Ok(());
+            };
+            println!("starting: {}", Subject::First.name());
+            self.first = Some(FirstSystem::start(program, &self.services)?);
+        }
+        let (quipu, yardstick) = (pair.quipu.name(), pair.yardstick.name());
+        println!("starting and filling: {quipu}, to be measured beside {yardstick}");
+        let cluster = match pair.quipu {
+            Subject::Nodes(count) => {
+                Cluster::start(&self.places, &self.services, format!("{}_{count}", self.name), count)?
+            }
+            _ => Cluster::alone(&self.places)?,
+        };
+        let name = cluster.name.clone();
+        let measured = self.measure_started(pair, cluster, generator, results);
+        if pair.quipu != Subject::Alone {
+            self.columns.drop_keyspace(&name)?;
+            nodes::forget(&self.services, &[name])?;
+        }
+        measured
+    }
+
+    fn measure_started(
+        &mut self,
+        pair: Pair,
+        cluster: Cluster,
+        generator: &Generator,
+        results: &mut Results,
+    ) -> anyhow::Result<()> {
+        cluster.fill()?;
+        // One addition of each pass of the filling went to the hot counter.
+        let mut measured = Measured { cluster, hot: (nodes::FILLS.into(), 0) };
+        for round in 1..=self.options.rounds {
+            println!("round {round} beside {} begins", pair.yardstick.name());
+            for cell in pair.cells() {
                 let mut line = Vec::new();
-                for subject in std::iter::once(cell.yardstick()).chain(cell.quipus()) {
-                    let run = self.tried(generator, cell, subject, options.seconds, &mut results.notes)?;
+                for subject in [pair.yardstick, pair.quipu] {
+                    let run = self.tried(generator, cell, subject, &mut measured, &mut results.notes)?;
                     let per_second = run.answers.per_second() * f64::from(cell.load.operations());
                     line.push(format!("{} {}", subject.name(), thousands(per_second)));
-                    Measurement::note(&mut results.measurements, cell, subject, run);
+                    Measurement::note(&mut results.measurements, cell, subject, pair.quipu, run);
                 }
                 println!("round {round}: {} at {}: {}", cell.load.name(), cell.connections, line.join(", "));
             }
-            println!("round {round} ends");
-            if round < options.rounds {
-                std::thread::sleep(Duration::from_secs(options.pause.into()));
+            println!("round {round} beside {} ends", pair.yardstick.name());
+            if round < self.options.rounds {
+                std::thread::sleep(Duration::from_secs(self.options.pause.into()));
             }
         }
-        for (subject, cluster) in &self.clusters {
-            let (acknowledged, open) = self.hot[subject];
-            cluster.check_hot(acknowledged, open)?;
+        measured.cluster.check_hot(measured.hot.0, measured.hot.1)?;
+        if pair.is_killed() {
+            let (places, services, kills) = (&self.places, &self.services, self.options.kills);
+            results.takeovers = takeover::measure(places, services, generator, &mut measured.cluster, kills)?;
         }
         self.first.as_ref().map_or(Ok(()), FirstSystem::check)
     }
@@ -217,12 +225,12 @@ impl Bench {
         generator: &Generator,
         cell: Cell,
         subject: Subject,
-        seconds: u32,
+        measured: &mut Measured,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<Run> {
         let mut tries = 1;
         loop {
-            let run = self.one(generator, cell, subject, seconds)?;
+            let run = self.one(generator, cell, subject, measured)?;
             let what = format!("{}, {} at {} connections", subject.name(), cell.load.name(), cell.connections);
             match complete(&run.answers) {
                 Ok(()) => return Ok(run),
@@ -233,7 +241,14 @@ impl Bench {
         }
     }
 
-    fn one(&mut self, generator: &Generator, cell: Cell, subject: Subject, seconds: u32) -> anyhow::Result<Run> {
+    fn one(
+        &mut self,
+        generator: &Generator,
+        cell: Cell,
+        subject: Subject,
+        measured: &mut Measured,
+    ) -> anyhow::Result<Run> {
+        let seconds = self.options.seconds;
         match subject {
             Subject::Nodes(_) | Subject::Alone => {}
             Subject::Columns => {
@@ -248,7 +263,7 @@ impl Bench {
                 return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds: None, carried: None });
             }
         }
-        let cluster = &self.clusters[&subject];
+        let Measured { cluster, hot } = measured;
         let (before, nodes_before) = (cluster.carried()?, cluster.cpu_seconds()?);
         let cassandra_before = self.cassandra_cpu_seconds()?;
         let answers = generator.run_over(cell.load, &cluster.addrs(), cell.connections, seconds)?;
@@ -256,26 +271,20 @@ impl Bench {
         let nodes_cpu_seconds = cluster.quiet()? - nodes_before;
         let carried = Some(cluster.carried()?.since(before));
         if matches!(cell.load, Load::Add | Load::Increment) {
-            let (acknowledged, open) = self.hot.entry(subject).or_default();
-            *acknowledged += answers.good;
-            *open += u64::from(cell.connections) + answers.refused + answers.broken;
+            hot.0 += answers.good;
+            hot.1 += u64::from(cell.connections) + answers.refused + answers.broken;
         }
         Ok(Run { answers, nodes_cpu_seconds, cassandra_cpu_seconds, carried })
     }
 
     fn cassandra_cpu_seconds(&self) -> anyhow::Result<Option<f64>> {
-        self.cassandra_process.map(machine::cpu_seconds).transpose()
+        self.options.cassandra_process.map(machine::cpu_seconds).transpose()
     }
 
-    /// Stops the nodes, then removes their keyspaces and keys.
+    /// Removes what was there all the time.
     fn remove(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
-        self.clusters.remove(&Subject::Alone);
-        let names: Vec<String> = std::mem::take(&mut self.clusters).into_values().map(|cluster| cluster.name).collect();
-        for keyspace in names.iter().map(String::as_str).chain([self.columns.keyspace()]) {
-            self.columns.drop_keyspace(keyspace)?;
-        }
-        nodes::forget(&self.services, &names)?;
+        self.columns.drop_keyspace(self.columns.keyspace())?;
         self.first.take().map_or(Ok(()), FirstSystem::remove)?;
         println!("removed what was made, in {:.1} s", began.elapsed().as_secs_f64());
         Ok(())

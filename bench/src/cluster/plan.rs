@@ -62,6 +62,34 @@ impl Cell {
     }
 }
 
+/// What runs at the same time: one subject of Quipu, and what it is compared with. The load goes from one to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    pub yardstick: Subject,
+    pub quipu: Subject,
+}
+
+impl Pair {
+    /// In the order of one round.
+    pub fn cells(self) -> Vec<Cell> {
+        let mine = |cell: &Cell| cell.yardstick() == self.yardstick && cell.quipus().contains(&self.quipu);
+        cells().into_iter().filter(mine).collect()
+    }
+
+    /// The nodes to kill are its.
+    pub fn is_killed(self) -> bool {
+        self == Self { yardstick: Subject::Columns, quipu: Subject::Nodes(NODES[NODES.len() - 1]) }
+    }
+}
+
+/// One after the other; those with the first system are the last.
+pub fn pairs() -> Vec<Pair> {
+    let with = |yardstick, first: Option<Subject>| {
+        first.into_iter().chain(NODES.map(Subject::Nodes)).map(move |quipu| Pair { yardstick, quipu })
+    };
+    with(Subject::Columns, None).chain(with(Subject::First, Some(Subject::Alone))).collect()
+}
+
 /// A quotient to report: operations per second of Quipu under `load` over those of the yardstick under `beside`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
@@ -72,7 +100,7 @@ pub struct Comparison {
     pub target: Option<f64>,
 }
 
-/// Everything, in the order of one round.
+/// Everything.
 pub fn cells() -> Vec<Cell> {
     let single = [Load::Add, Load::AddMany, Load::Increment];
     let single = single.map(|load| CONNECTIONS.map(|connections| Cell { load, connections }));
@@ -97,6 +125,17 @@ pub fn comparisons() -> Vec<Comparison> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_cell_is_measured_of_each_of_its_subjects_and_nodes_of_one_pair_are_killed() {
+        let measured: Vec<_> =
+            pairs().into_iter().flat_map(|pair| pair.cells().into_iter().map(move |cell| (cell, pair.quipu))).collect();
+        let wanted: Vec<_> =
+            cells().into_iter().flat_map(|cell| cell.quipus().into_iter().map(move |quipu| (cell, quipu))).collect();
+        assert_eq!(measured.len(), wanted.len());
+        assert!(wanted.iter().all(|it| measured.contains(it)), "{wanted:?}");
+        assert_eq!(pairs().into_iter().filter(|pair| pair.is_killed()).count(), 1);
+    }
 
     #[test]
     fn every_comparison_is_between_measured_cells() {
