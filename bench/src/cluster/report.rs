@@ -292,16 +292,24 @@ fn takeovers(results: &Results, out: &mut String) -> std::fmt::Result {
         out,
         "One of three nodes is killed; the lease is {LEASE_SECONDS:.0} s. *Served* is the time until an exact read over all \
          shards, sent after the kill, was answered. A client of a surviving node sends an addition every {PACE:?}, answered or \
-         not those before it, on {CONNECTIONS} connections: the *gap* is the longest time in which none of them succeeded. \
+         not those before it, on {CONNECTIONS} connections: the *gap* is the longest time in which none of them succeeded, \
+         *from* so long after the kill. \
          One that was sent to the killed node waits for the takeover: *longest answer*.\n"
     )?;
-    writeln!(out, "| journal to replay, MiB | served after, s | gap, ms | longest answer, ms | not acknowledged |")?;
-    writeln!(out, "|---|---|---|---|---|")?;
+    writeln!(
+        out,
+        "| journal to replay, MiB | served after, s | gap, ms | from, ms | longest answer, ms | not acknowledged |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|")?;
     let mut sorted = results.takeovers.clone();
     sorted.sort_by(|a, b| a.journal_bytes.total_cmp(&b.journal_bytes));
     for t in sorted {
         let mib = t.journal_bytes / f64::from(1 << 20);
-        writeln!(out, "| {mib:.2} | {:.2} | {:.0} | {:.0} | {} |", t.seconds, t.gap_ms, t.longest_ms, t.failed)?;
+        writeln!(
+            out,
+            "| {mib:.2} | {:.2} | {:.0} | {:.0} | {:.0} | {} |",
+            t.seconds, t.gap_ms, t.gap_from_ms, t.longest_ms, t.failed
+        )?;
     }
     Ok(())
 }
@@ -363,6 +371,7 @@ mod tests {
             journal_bytes: seconds * 1e6,
             seconds,
             gap_ms,
+            gap_from_ms: 3.0,
             longest_ms: 5_000.0,
             failed: 2,
         };

@@ -33,8 +33,9 @@ pub struct Takeover {
     pub journal_bytes: f64,
     /// From the kill until all shards served.
     pub seconds: f64,
-    /// Longest time in which no addition of the client of the surviving node succeeded.
+    /// Longest time in which no addition of the client of the surviving node succeeded, and how long after the kill it began.
     pub gap_ms: f64,
+    pub gap_from_ms: f64,
     /// The longest that one addition took to be answered. One that was sent to the killed node waits for the takeover.
     pub longest_ms: f64,
     /// Additions that were not acknowledged.
@@ -103,10 +104,12 @@ fn one(cluster: &mut Cluster) -> anyhow::Result<(Takeover, u64)> {
     })?;
     let mut together: Vec<Duration> = seen.iter().flat_map(|seen| seen.good.iter().copied()).collect();
     together.sort_unstable();
+    let (gap_ms, gap_from_ms) = gap(&together, killed, end);
     let takeover = Takeover {
         journal_bytes,
         seconds,
-        gap_ms: gap_ms(&together, killed, end),
+        gap_ms,
+        gap_from_ms,
         longest_ms: seen.iter().map(|seen| seen.longest).max().unwrap_or_default().as_secs_f64() * 1e3,
         failed: seen.iter().map(|seen| seen.failed).sum(),
     };
@@ -150,11 +153,13 @@ fn all_served(node: &Process) -> anyhow::Result<()> {
     bail!("not every shard served {TAKEOVER_DEADLINE:?} after its owner was killed: {why}")
 }
 
-/// The longest time without an acknowledgement that ends after `killed`; `end` ends the last.
-fn gap_ms(good: &[Duration], killed: Duration, end: Duration) -> f64 {
+/// The longest time without an acknowledgement that ends after `killed`, and from when after that it was; `end` ends the last.
+fn gap(good: &[Duration], killed: Duration, end: Duration) -> (f64, f64) {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let ends = good.iter().skip(1).chain([&end]);
-    let gaps = good.iter().zip(ends).filter(|(_, end)| **end >= killed).map(|(from, to)| to.saturating_sub(*from));
-    gaps.max().unwrap_or(end).as_secs_f64() * 1e3
+    let gaps =
+        good.iter().zip(ends).filter(|(_, end)| **end >= killed).map(|(from, to)| (to.saturating_sub(*from), *from));
+    gaps.max().map_or((ms(end), 0.0), |(length, from)| (ms(length), ms(from) - ms(killed)))
 }
 
 #[cfg(test)]
@@ -164,10 +169,10 @@ mod tests {
     #[test]
     fn the_longest_gap_ends_after_the_kill() {
         let good = [0, 300, 310, 410, 430].map(Duration::from_millis);
-        let gap = |killed, end| gap_ms(&good, Duration::from_millis(killed), Duration::from_millis(end));
-        assert_eq!(gap(305, 440), 100.0);
-        assert_eq!(gap(415, 440), 20.0);
-        assert_eq!(gap(305, 630), 200.0, "the time after the last acknowledgement counts");
-        assert_eq!(gap_ms(&[], Duration::ZERO, Duration::from_millis(7)), 7.0);
+        let gap_of = |killed, end| gap(&good, Duration::from_millis(killed), Duration::from_millis(end));
+        assert_eq!(gap_of(305, 440), (100.0, 5.0));
+        assert_eq!(gap_of(415, 440), (20.0, -5.0));
+        assert_eq!(gap_of(305, 630), (200.0, 125.0), "the time after the last acknowledgement counts");
+        assert_eq!(gap(&[], Duration::ZERO, Duration::from_millis(7)), (7.0, 0.0));
     }
 }
