@@ -90,8 +90,9 @@ pub const PRODUCER_UNANSWERED_MAX: usize = 16_384;
 pub const MARK_LIFETIME: Duration = Duration::from_secs(3600);
 /// Journal bytes that no checkpoint covers; beyond, a checkpoint begins.
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// The same for a node of a cluster: whoever takes its shards over reads that much.
-pub const CLUSTER_JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// The same for a node of a cluster: whoever takes its shards over without having followed their journals reads that much, some
+/// 0.7 s; and whenever it is full, each counter that changed costs a row.
+pub const CLUSTER_JOURNAL_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// A checkpoint begins at least this often while something is changed.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// Partials that a checkpoint copies and writes at once.
