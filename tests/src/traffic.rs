@@ -388,12 +388,12 @@ impl Ledger {
             let results = answer.as_ref().ok().filter(|answer| answer.status == 200).map(Answer::json);
             let outcome = |n: usize| results.as_ref().map(|results| results["results"][n]["outcome"].clone());
             let applied: Vec<bool> = (0..size).map(|n| outcome(n).is_some_and(|it| it == "applied")).collect();
-            for n in 0..size {
+            for (n, &applied) in applied.iter().enumerate() {
                 let refused = match outcome(n) {
                     Some(outcome) => outcome == "not_applied",
                     None => matches!(whole, Verdict::NotApplied(_)),
                 };
-                if applied[n] {
+                if applied {
                     self.batched(n).acknowledged.fetch_add(1, SeqCst);
                     seen.batched.fetch_add(1, SeqCst);
                 } else if !refused && !keyed {

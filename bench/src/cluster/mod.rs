@@ -2,8 +2,8 @@
 //! replaces, side by side in one run.
 //!
 //! Quipu with 1, 2 and 3 nodes comes one after the other, and each is started for itself, since idle nodes would cost whoever
-//! is measured. Beside each, the load goes from the yardstick to Quipu and back: all cells in each round. A ratio is taken
-//! within one round. Then nodes are killed. Everything that was made in etcd and Cassandra is removed at the end.
+//! is measured. Beside each, the load goes from the yardstick to Quipu and back: all cells in each round. Each measurement
+//! begins when nothing is left to do of those before it, a checkpoint say. A ratio is taken within one round. Then nodes are killed. Everything that was made in etcd and Cassandra is removed at the end.
 //!
 //! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `first`, `takeover`, `report`.
 
@@ -33,6 +33,10 @@ use crate::servers::Places;
 
 /// A measurement with errors is no measurement; another may be.
 const TRIES: u32 = 2;
+/// Nodes and Cassandra that use less than this share of a core for this long have nothing left to do. Not longer is waited.
+const CALM: Duration = Duration::from_millis(500);
+const CALM_SHARE_MAX: f64 = 0.25;
+const CALM_DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -60,7 +64,7 @@ pub struct Options {
     /// Seconds between rounds, for a machine that others need too
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=600))]
     pause: u32,
-    /// Process id of Cassandra, to count its CPU time when it runs on this machine
+    /// Process id of Cassandra when it runs on this machine, to count its CPU time and to wait until it is calm
     #[arg(long)]
     cassandra_process: Option<u32>,
     /// The first system's program, built of its source, to measure it too; needs root and `ip`
@@ -249,6 +253,7 @@ impl<'a> Bench<'a> {
         measured: &mut Measured,
     ) -> anyhow::Result<Run> {
         let seconds = self.options.seconds;
+        self.calm(&measured.cluster)?;
         match subject {
             Subject::Nodes(_) | Subject::Alone => {}
             Subject::Columns => {
@@ -275,6 +280,22 @@ impl<'a> Bench<'a> {
             hot.1 += u64::from(cell.connections) + answers.refused + answers.broken;
         }
         Ok(Run { answers, nodes_cpu_seconds, cassandra_cpu_seconds, carried })
+    }
+
+    /// Waits until nothing of an earlier measurement goes on: rows of a checkpoint, flushes and compactions.
+    fn calm(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let used = || anyhow::Ok(cluster.cpu_seconds()? + self.cassandra_cpu_seconds()?.unwrap_or(0.0));
+        let deadline = Instant::now() + CALM_DEADLINE;
+        let mut before = used()?;
+        while Instant::now() < deadline {
+            std::thread::sleep(CALM);
+            let after = used()?;
+            if after - before <= CALM.as_secs_f64() * CALM_SHARE_MAX {
+                return Ok(());
+            }
+            before = after;
+        }
+        Ok(())
     }
 
     fn cassandra_cpu_seconds(&self) -> anyhow::Result<Option<f64>> {
