@@ -160,11 +160,7 @@ impl Services {
 
     fn process(&self, service: Service) -> Pid {
         let own = self.own.as_ref().expect("only a test's own services are harmed");
-        let pid: i32 = std::fs::read_to_string(own.directory(service).join("pid"))
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .expect("the file with its process id");
-        Pid::from_raw(pid).expect("no process has the id 0")
+        own.pid(service).expect("the file with its process id")
     }
 
     /// Stops its process where it is, connections and all.
@@ -217,6 +213,11 @@ impl Own {
         }
     }
 
+    fn pid(&self, service: Service) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.directory(service).join("pid")).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
     fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(program);
         let mut command = Command::new(&path);
@@ -230,8 +231,14 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // Before the directory that it is in is removed.
-        self.disk = None;
+        if self.disk.is_some() {
+            // The file with the process id is on that disk.
+            if let Some(pid) = self.pid(Service::Cassandra(SMALL_DISK)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            // Before the directory that it is in is removed.
+            self.disk = None;
+        }
         // A process that was stopped ends by SIGKILL only.
         if let Err(why) = self.run("down", &["--kill"]) {
             eprintln!("the services in {} are not stopped: {why}", self.state.path().display());

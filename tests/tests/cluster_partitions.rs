@@ -25,12 +25,13 @@ fn partitions_lose_nothing() {
     };
     let Some(services) = Services::replicated(Some(network), 0) else { return };
     let services = Arc::new(services);
-    others_take_over_from_a_node_without_etcd(&services);
-    nodes_are_cut_off(&services, &NODES, services.beyond_cassandra(), Way::Both);
-    nodes_are_cut_off(&services, &NODES, Beyond::Peers, Way::Both);
-    // Requests are executed, and their answers are lost. `make torture` has every node and both ways.
-    nodes_are_cut_off(&services, &NODES[..1], services.beyond_cassandra(), Way::In);
-    nodes_are_cut_off(&services, &NODES[1..2], Beyond::Peers, Way::In);
+    // `make torture` has every node and all ways.
+    others_take_over_from_a_node_without_etcd(&services, "n1");
+    node_is_cut_off(&services, "n2", services.beyond_cassandra(), Way::Both);
+    node_is_cut_off(&services, "n3", Beyond::Peers, Way::Both);
+    // Requests are executed, and their answers are lost.
+    node_is_cut_off(&services, "n1", services.beyond_cassandra(), Way::In);
+    node_is_cut_off(&services, "n2", Beyond::Peers, Way::In);
     counting_goes_on_without_a_cassandra_node(&services);
 }
 
@@ -56,44 +57,37 @@ fn let_pass(time: Duration) {
     }
 }
 
-fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>) {
+fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>, node: &str) {
     let cluster = Cluster::on(services.clone(), NODES.len());
     let traffic = Traffic::start(&cluster, LOAD);
-    for node in NODES {
-        traffic.await_each(&cluster.running(), STRETCH);
-        while_cut_off(&cluster, node, services.beyond_etcd(), Way::Both, || {
-            let others = others(node);
-            let took = cluster.await_served(&others[0], node);
-            println!("{node} without etcd: its shards are served by others after {took:?}");
-            // The others own its shards and count on them while it may believe that it does.
-            traffic.await_each(&others, 2 * STRETCH);
-        });
-        println!("{node} without etcd: it has its share {:?} after healing", cluster.await_balance());
-        traffic.await_each(&cluster.running(), STRETCH);
-        traffic.expect_no_contradiction();
-    }
+    traffic.await_each(&cluster.running(), STRETCH);
+    while_cut_off(&cluster, node, services.beyond_etcd(), Way::Both, || {
+        let others = others(node);
+        let took = cluster.await_served(&others[0], node);
+        println!("{node} without etcd: its shards are served by others after {took:?}");
+        // The others own its shards and count on them while it may believe that it does.
+        traffic.await_each(&others, 2 * STRETCH);
+    });
+    println!("{node} without etcd: it has its share {:?} after healing", cluster.await_balance());
+    traffic.await_each(&cluster.running(), STRETCH);
+    traffic.expect_no_contradiction();
     settle(traffic, &cluster);
 }
 
-/// One node after the other, for longer than a lease; the others go on meanwhile.
-fn nodes_are_cut_off(services: &Arc<Services>, nodes: &[&str], beyond: Beyond, way: Way) {
+/// For longer than a lease; the others go on meanwhile.
+fn node_is_cut_off(services: &Arc<Services>, node: &str, beyond: Beyond, way: Way) {
     let cluster = Cluster::on(services.clone(), NODES.len());
     let traffic = Traffic::start(&cluster, LOAD);
-    for &node in nodes {
-        traffic.await_each(&cluster.running(), STRETCH);
-        while_cut_off(&cluster, node, beyond, way, || {
-            traffic.await_each(&others(node), STRETCH);
-            let_pass(LEASE);
-        });
-        let healed = Instant::now();
-        traffic.await_each(&cluster.running(), STRETCH);
-        println!(
-            "{node} without {beyond:?}, {way:?}: counting goes on everywhere {:?} after healing",
-            healed.elapsed()
-        );
-        cluster.await_balance();
-        traffic.expect_no_contradiction();
-    }
+    traffic.await_each(&cluster.running(), STRETCH);
+    while_cut_off(&cluster, node, beyond, way, || {
+        traffic.await_each(&others(node), STRETCH);
+        let_pass(LEASE);
+    });
+    let healed = Instant::now();
+    traffic.await_each(&cluster.running(), STRETCH);
+    println!("{node} without {beyond:?}, {way:?}: counting goes on everywhere {:?} after healing", healed.elapsed());
+    cluster.await_balance();
+    traffic.expect_no_contradiction();
     settle(traffic, &cluster);
 }
 
@@ -101,12 +95,11 @@ fn nodes_are_cut_off(services: &Arc<Services>, nodes: &[&str], beyond: Beyond, w
 fn counting_goes_on_without_a_cassandra_node(services: &Arc<Services>) {
     let cluster = Cluster::on(services.clone(), NODES.len());
     let traffic = Traffic::start(&cluster, LOAD);
-    for replica in 1..=services.cassandra_nodes() {
-        traffic.await_each(&cluster.running(), STRETCH);
-        services.kill(Service::Cassandra(replica));
-        traffic.await_each(&cluster.running(), 2 * STRETCH);
-        services.start(Service::Cassandra(replica));
-    }
+    let replica = Service::Cassandra(services.cassandra_nodes());
+    traffic.await_each(&cluster.running(), STRETCH);
+    services.kill(replica);
+    traffic.await_each(&cluster.running(), 2 * STRETCH);
+    services.start(replica);
     traffic.await_each(&cluster.running(), STRETCH);
     cluster.await_balance();
     settle(traffic, &cluster);
