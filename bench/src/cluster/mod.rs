@@ -3,7 +3,8 @@
 //!
 //! Quipu with 1, 2 and 3 nodes comes one after the other, and each is started for itself, since idle nodes would cost whoever
 //! is measured. Beside each, the load goes from the yardstick to Quipu and back: all cells in each round. Each measurement
-//! begins when nothing is left to do of those before it, a checkpoint say. A ratio is taken within one round. Then nodes are killed. Everything that was made in etcd and Cassandra is removed at the end.
+//! begins when nothing is left to do of those before it, a checkpoint say. A ratio is taken within one round. Then nodes
+//! are killed. Everything that was made in etcd and Cassandra is removed at the end.
 //!
 //! Next: `plan` (what is measured and what it must reach), `nodes`, `columns`, `first`, `takeover`, `report`.
 
