@@ -95,7 +95,8 @@ bench-policies: setup guests
 	@! command -v npm >/dev/null || $(MAKE) plugin-js || echo "skipped: the example in JavaScript is not built"
 
 bench-cluster: build setup services ## Measure a cluster beside Cassandra's counter columns; results in bench/results/
-	set -a; . "$$(tests/services/up | tail -n 1)"; $(CARGO) run --release --locked -p quipu-bench -- cluster
+	env=$$(tests/services/up | tail -n 1); set -a; . "$$env"; \
+		$(CARGO) run --release --locked -p quipu-bench -- cluster --cassandra-process "$$(cat "$${env%/env}/cassandra/node1/pid")"
 
 lint: plugins ## Formatting and clippy, warnings are errors
 	$(CARGO) fmt --check

@@ -1,7 +1,7 @@
 //! The machine that the figures belong to, and the file system below the data. Linux only.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -10,6 +10,9 @@ use serde::Serialize;
 const IN_MEMORY: [&str; 3] = ["tmpfs", "ramfs", "devtmpfs"];
 /// Clock ticks per second in /proc; the kernel's interface fixes it.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Processes that use less than this share of a core for this long have nothing left to do.
+const QUIET: Duration = Duration::from_millis(200);
+const QUIET_SHARE_MAX: f64 = 0.25;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
@@ -68,6 +71,22 @@ pub fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{process}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     parse_cpu_seconds(&stat).with_context(|| format!("{path} reads unlike expected: {stat}"))
+}
+
+/// Waits until processes have nothing left to do, but not longer than `most`. `used` is their CPU time so far, in seconds; answers
+/// it, and whether they were quiet.
+pub fn quiet(used: impl Fn() -> anyhow::Result<f64>, most: Duration) -> anyhow::Result<(f64, bool)> {
+    let deadline = Instant::now() + most;
+    let mut before = used()?;
+    loop {
+        std::thread::sleep(QUIET);
+        let after = used()?;
+        let quiet = after - before <= QUIET.as_secs_f64() * QUIET_SHARE_MAX;
+        if quiet || Instant::now() > deadline {
+            return Ok((after, quiet));
+        }
+        before = after;
+    }
 }
 
 fn parse_cpu_seconds(stat: &str) -> Option<f64> {

@@ -34,9 +34,7 @@ use crate::servers::Places;
 
 /// A measurement with errors is no measurement; another may be.
 const TRIES: u32 = 2;
-/// Nodes and Cassandra that use less than this share of a core for this long have nothing left to do. Not longer is waited.
-const CALM: Duration = Duration::from_millis(500);
-const CALM_SHARE_MAX: f64 = 0.25;
+/// For what an earlier measurement left to do, rows of a checkpoint, flushes and compactions, not longer is waited.
 const CALM_DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, clap::Args)]
@@ -174,18 +172,15 @@ impl<'a> Bench<'a> {
         }
         let (quipu, yardstick) = (pair.quipu.name(), pair.yardstick.name());
         println!("starting and filling: {quipu}, to be measured beside {yardstick}");
-        let cluster = match pair.quipu {
-            Subject::Nodes(count) => {
-                Cluster::start(&self.places, &self.services, format!("{}_{count}", self.name), count)?
-            }
-            _ => Cluster::alone(&self.places)?,
+        let Subject::Nodes(count) = pair.quipu else {
+            return self.measure_started(pair, Cluster::alone(&self.places)?, generator, results);
         };
-        let name = cluster.name.clone();
-        let measured = self.measure_started(pair, cluster, generator, results);
-        if pair.quipu != Subject::Alone {
-            self.columns.drop_keyspace(&name)?;
-            nodes::forget(&self.services, &[name])?;
-        }
+        let name = format!("{}_{count}", self.name);
+        let started = Cluster::start(&self.places, &self.services, name.clone(), count);
+        let measured = started.and_then(|cluster| self.measure_started(pair, cluster, generator, results));
+        // Also after an error: what was made is removed.
+        self.columns.drop_keyspace(&name)?;
+        nodes::forget(&self.services, &name)?;
         measured
     }
 
@@ -233,10 +228,14 @@ impl<'a> Bench<'a> {
         measured: &mut Measured,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<Run> {
+        let what = format!("{}, {} at {} connections", subject.name(), cell.load.name(), cell.connections);
         let mut tries = 1;
         loop {
+            let used = || Ok(measured.cluster.cpu_seconds()? + self.cassandra_cpu_seconds()?.unwrap_or(0.0));
+            if !machine::quiet(used, CALM_DEADLINE)?.1 {
+                notes.push(format!("begun while an earlier measurement still made work: {what}"));
+            }
             let run = self.one(generator, cell, subject, measured)?;
-            let what = format!("{}, {} at {} connections", subject.name(), cell.load.name(), cell.connections);
             match complete(&run.answers) {
                 Ok(()) => return Ok(run),
                 Err(why) if tries < TRIES => notes.push(format!("measured again: {what}: {why}")),
@@ -254,7 +253,6 @@ impl<'a> Bench<'a> {
         measured: &mut Measured,
     ) -> anyhow::Result<Run> {
         let seconds = self.options.seconds;
-        self.calm(&measured.cluster)?;
         match subject {
             Subject::Nodes(_) | Subject::Alone => {}
             Subject::Columns => {
@@ -281,22 +279,6 @@ impl<'a> Bench<'a> {
             hot.1 += u64::from(cell.connections) + answers.refused + answers.broken;
         }
         Ok(Run { answers, nodes_cpu_seconds, cassandra_cpu_seconds, carried })
-    }
-
-    /// Waits until nothing of an earlier measurement goes on: rows of a checkpoint, flushes and compactions.
-    fn calm(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        let used = || anyhow::Ok(cluster.cpu_seconds()? + self.cassandra_cpu_seconds()?.unwrap_or(0.0));
-        let deadline = Instant::now() + CALM_DEADLINE;
-        let mut before = used()?;
-        while Instant::now() < deadline {
-            std::thread::sleep(CALM);
-            let after = used()?;
-            if after - before <= CALM.as_secs_f64() * CALM_SHARE_MAX {
-                return Ok(());
-            }
-            before = after;
-        }
-        Ok(())
     }
 
     fn cassandra_cpu_seconds(&self) -> anyhow::Result<Option<f64>> {

@@ -14,9 +14,7 @@ use crate::servers::{Places, Process};
 /// From a node's start until every node owns its part of the shards.
 const BALANCE_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Nodes that use less than this share of a core for this long have nothing left to do.
-const QUIET: Duration = Duration::from_millis(200);
-const QUIET_SHARE_MAX: f64 = 0.25;
+/// What nodes do after the last answer is theirs for so long.
 const QUIET_DEADLINE: Duration = Duration::from_secs(4);
 
 /// Where the services are.
@@ -143,16 +141,7 @@ impl Cluster {
 
     /// Waits until nothing is left to do, a checkpoint say, and answers the CPU time so far.
     pub fn quiet(&self) -> anyhow::Result<f64> {
-        let deadline = Instant::now() + QUIET_DEADLINE;
-        let mut before = self.cpu_seconds()?;
-        loop {
-            std::thread::sleep(QUIET);
-            let after = self.cpu_seconds()?;
-            if after - before <= QUIET.as_secs_f64() * QUIET_SHARE_MAX || Instant::now() > deadline {
-                return Ok(after);
-            }
-            before = after;
-        }
+        machine::quiet(|| self.cpu_seconds(), QUIET_DEADLINE).map(|(used, _)| used)
     }
 
     /// The hot counter must hold what was acknowledged, and no more than was sent.
@@ -182,15 +171,13 @@ fn is_balanced(cluster: &Value, nodes: usize) -> bool {
 }
 
 /// Removes the keys of a cluster from etcd.
-pub fn forget(services: &Services, names: &[String]) -> anyhow::Result<()> {
+pub fn forget(services: &Services, name: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let endpoints: Vec<&str> = services.etcd.split(',').collect();
         let mut client = etcd_client::Client::connect(endpoints, None).await.context("etcd does not answer")?;
-        for name in names {
-            let all = etcd_client::DeleteOptions::new().with_prefix();
-            client.delete(format!("/{name}/"), Some(all)).await.context("etcd does not remove the keys")?;
-        }
+        let all = etcd_client::DeleteOptions::new().with_prefix();
+        client.delete(format!("/{name}/"), Some(all)).await.context("etcd does not remove the keys")?;
         Ok(())
     })
 }

@@ -84,10 +84,16 @@ impl Pair {
 
 /// One after the other; those with the first system are the last.
 pub fn pairs() -> Vec<Pair> {
-    let with = |yardstick, first: Option<Subject>| {
-        first.into_iter().chain(NODES.map(Subject::Nodes)).map(move |quipu| Pair { yardstick, quipu })
-    };
-    with(Subject::Columns, None).chain(with(Subject::First, Some(Subject::Alone))).collect()
+    let mut pairs = Vec::new();
+    for cell in cells() {
+        for quipu in cell.quipus() {
+            let pair = Pair { yardstick: cell.yardstick(), quipu };
+            if !pairs.contains(&pair) {
+                pairs.push(pair);
+            }
+        }
+    }
+    pairs
 }
 
 /// A quotient to report: operations per second of Quipu under `load` over those of the yardstick under `beside`.
@@ -135,6 +141,7 @@ mod tests {
         assert_eq!(measured.len(), wanted.len());
         assert!(wanted.iter().all(|it| measured.contains(it)), "{wanted:?}");
         assert_eq!(pairs().into_iter().filter(|pair| pair.is_killed()).count(), 1);
+        assert!(pairs().is_sorted_by_key(|pair| pair.yardstick == Subject::First), "its processes run from then on");
     }
 
     #[test]
