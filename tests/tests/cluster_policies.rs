@@ -259,6 +259,35 @@ fn a_node_that_stood_still_while_a_spread_grew_hides_no_partial() {
     NODES.iter().for_each(|node| assert_eq!(cluster.node(node).total("w/0"), 1 + i128::from(SHARDS), "on {node}"));
 }
 
+/// Additions of a node that was away while a minimum came into force are held to it by the owners that they reach.
+#[test]
+fn a_node_that_stood_still_while_a_minimum_came_takes_nothing_below_it() {
+    let Some(cluster) = Cluster::start(3) else { return };
+    let rule = |min: Option<i64>| json!({ "match": "stock/", "spread": 1, "min": min });
+    cluster.node("n1").set_rule(rule(None));
+    let ids: Vec<String> = (0..16).map(|n| format!("stock/{n}")).collect();
+    for id in &ids {
+        cluster.node("n3").add(id, 1).expect(200);
+    }
+    cluster.node("n3").pause();
+    within(2 * PATIENCE, "the rule changes without the node", || {
+        (cluster.node("n1").put("/v1/rules", rule(Some(0))).status == 200).then_some(())
+    });
+    cluster.await_served("n1", "n3");
+    let mut waiting: Vec<Client> = ids.iter().map(|_| cluster.node("n3").client()).collect();
+    for (id, client) in ids.iter().zip(&mut waiting) {
+        let target = format!("/v1/counters/{}/add", encode(id));
+        client.send("POST", &target, &[], br#"{"amount":-2}"#).expect("it is taken by the kernel");
+    }
+    cluster.node("n3").resume();
+    let statuses: Vec<u16> = waiting.iter_mut().map(|client| client.receive().expect("an answer").status).collect();
+    assert!(statuses.iter().all(|status| [409, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&409), "nobody had to hold it to the minimum: {statuses:?}");
+    for id in &ids {
+        assert_eq!(cluster.node("n1").total(id), 1, "{id}");
+    }
+}
+
 /// Puts a key into etcd by its gateway for JSON, as an operator would by `etcdctl put`.
 fn etcd_put(cluster: &Cluster, key: &str, value: &str) {
     let address = cluster.services.etcd.trim_start_matches("http://").parse().expect("an address of loopback");

@@ -20,6 +20,16 @@ pub enum Refused {
 
 impl Bounds {
     pub const NONE: Self = Self { min: None, max: None };
+
+    /// The range that both allow. Where there is none, every addition that moves further out of either is refused.
+    pub fn and(self, other: Self) -> Self {
+        let max = match (self.max, other.max) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        // A missing minimum is less than any.
+        Self { min: self.min.max(other.min), max }
+    }
 }
 
 /// The value after adding `amount`.
@@ -56,6 +66,13 @@ mod tests {
                     prop_assert!(i64::try_from(exact).is_err());
                 }
             }
+        }
+
+        #[test]
+        fn bounds_together_refuse_what_either_refuses(value: i64, amount: i64, a: (Option<i64>, Option<i64>), b: (Option<i64>, Option<i64>)) {
+            let [a, b] = [a, b].map(|(min, max)| Bounds { min, max });
+            let both = add(value, amount, a).is_ok() && add(value, amount, b).is_ok();
+            prop_assert_eq!(add(value, amount, a.and(b)).is_ok(), both);
         }
 
         #[test]

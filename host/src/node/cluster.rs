@@ -97,6 +97,14 @@ impl Node {
         Op { shard, ..op }
     }
 
+    /// Holds an addition that another node routed to this node's rules as well. One that stood still while a bound came
+    /// into force sends by the rules that it knew.
+    pub fn hold_to_bounds(&self, op: &mut Op) {
+        if let shard::Kind::Add { bounds, .. } = &mut op.kind {
+            *bounds = bounds.and(self.rules().governing(op.counter.as_str()).rule.bounds());
+        }
+    }
+
     /// What these shards have journaled of the counter, wherever they are served.
     pub(super) async fn gather(
         self: &Arc<Self>,
