@@ -197,6 +197,11 @@ pub enum ClusterCommand {
     ///
     /// Reads the whole store and pauses nothing. Exit code 1 when something differs.
     Verify,
+    /// After an upgrade of every node: write the newest format that all of them read
+    ///
+    /// Nodes that do not read it cannot join any more, so a return to the older program ends here. Exit code 1 when an older
+    /// node holds it back and nothing was raised.
+    Finalize,
 }
 
 #[derive(Subcommand)]

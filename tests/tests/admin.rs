@@ -1,7 +1,7 @@
 //! Who may use the operators' routes: with a token whoever has it, without one this machine only.
 
 use quipu_tests::{Answer, Launch, Server};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Every route of the operators that reads; those that write are checked the same way below.
 const ROUTES: [&str; 3] = ["/v1/plugins", "/v1/rules", "/v1/cluster"];
@@ -109,6 +109,8 @@ fn the_cluster_describes_itself() {
     assert!(shards.iter().all(|shard| shard["owner"] == "node-7" && shard["epoch"].as_u64() > Some(0)), "{cluster}");
     assert_eq!(shards.iter().filter_map(|shard| shard["counters"].as_u64()).sum::<u64>(), 1, "{cluster}");
     assert_eq!(shards.iter().filter_map(|shard| shard["journal_position"].as_u64()).sum::<u64>(), 1, "{cluster}");
+    let finalized = server.post("/v1/cluster/finalize", Value::Null).expect(200).json();
+    assert_eq!((&finalized["format"], &finalized["before"]), (&cluster["format"], &cluster["format"]), "{finalized}");
     let epoch = shards[0]["epoch"].as_u64();
     let server = server.crash_and_restart();
     let cluster = server.get("/v1/cluster").expect(200).json();

@@ -57,6 +57,9 @@ fn every_node_answers_for_the_cluster() {
         println!("{what}: {:?}", began.elapsed());
     }
     cluster.verify();
+    let finalized = cluster.node("n2").post("/v1/cluster/finalize", Value::Null).expect(200).json();
+    assert_eq!(finalized["held_back_by"], json!([]), "all nodes are of one version: {finalized}");
+    assert_eq!(cluster.seen_by("n3")["format"], finalized["newest"]);
 }
 
 fn additions_on_every_node_read_the_same_on_all(cluster: &Cluster) {

@@ -156,18 +156,24 @@ fn a_node_that_joins_takes_its_share() {
 }
 
 #[test]
-fn from_three_nodes_to_one_and_back() {
-    let Some(mut cluster) = Cluster::start(3) else { return };
-    let traffic = Traffic::start(&cluster, LOAD);
+fn from_one_node_to_three_to_six_to_two() {
+    let Some(mut cluster) = Cluster::start(1) else { return };
+    let mut traffic = Traffic::start(&cluster, LOAD);
     traffic.await_each(&cluster.running(), STRETCH);
-    cluster.stop("n1");
-    traffic.await_each(&cluster.running(), STRETCH);
-    cluster.stop("n3");
-    traffic.await_successes("n2", STRETCH);
-    assert_eq!(cluster.shards_of("n2").len(), SHARDS as usize);
-    cluster.start_again("n3");
-    cluster.start_again("n1");
+    for nodes in [3, 6] {
+        for n in cluster.running().len() + 1..=nodes {
+            let name = format!("n{n}");
+            cluster.add_node(&name);
+            traffic.extend_to(&name, cluster.node(&name).addr);
+        }
+        println!("{nodes} nodes have their shares {:?} after the last is ready", cluster.await_balance());
+        traffic.await_each(&cluster.running(), STRETCH);
+    }
+    for node in ["n1", "n3", "n4", "n6"] {
+        cluster.stop(node);
+    }
     cluster.await_balance();
+    assert_eq!(["n2", "n5"].map(|node| cluster.shards_of(node).len()), [SHARDS as usize / 2; 2]);
     traffic.await_each(&cluster.running(), STRETCH);
     for (node, outcomes) in settle(traffic, &cluster) {
         outcomes.expect_no_failure(&node);

@@ -221,6 +221,7 @@ fn the_api_document_describes_every_route() {
         "/v1/rules",
         "/v1/rules/rollback",
         "/v1/cluster",
+        "/v1/cluster/finalize",
         "/healthz",
         "/readyz",
         "/metrics",

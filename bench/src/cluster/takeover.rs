@@ -97,10 +97,12 @@ fn one(cluster: &mut Cluster) -> anyhow::Result<(Takeover, u64)> {
         let served = victim.kill().and_then(|()| all_served(survivor));
         let seconds = (began.elapsed() - killed).as_secs_f64();
         std::thread::sleep(MARGIN);
+        // Not when the last connection has noticed: until then fewer and fewer of them send.
+        let end = began.elapsed();
         // Also when it failed: the scope ends with its threads only.
         stop.store(true, Ordering::Relaxed);
         let seen: Vec<Seen> = connections.into_iter().map(|it| it.join().expect("no connection panics")).collect();
-        served.map(|()| (killed, began.elapsed(), seconds, seen))
+        served.map(|()| (killed, end, seconds, seen))
     })?;
     let mut together: Vec<Duration> = seen.iter().flat_map(|seen| seen.good.iter().copied()).collect();
     together.sort_unstable();
@@ -153,12 +155,12 @@ fn all_served(node: &Process) -> anyhow::Result<()> {
     bail!("not every shard served {TAKEOVER_DEADLINE:?} after its owner was killed: {why}")
 }
 
-/// The longest time without an acknowledgement that ends after `killed`, and from when after that it was; `end` ends the last.
+/// The longest time without an acknowledgement that ends between `killed` and `end`, and from when after `killed` it was.
+/// `end` ends the last.
 fn gap(good: &[Duration], killed: Duration, end: Duration) -> (f64, f64) {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let ends = good.iter().skip(1).chain([&end]);
-    let gaps =
-        good.iter().zip(ends).filter(|(_, end)| **end >= killed).map(|(from, to)| (to.saturating_sub(*from), *from));
+    let good: Vec<Duration> = good.iter().copied().filter(|at| *at <= end).chain([end]).collect();
+    let gaps = good.windows(2).filter(|pair| pair[1] >= killed).map(|pair| (pair[1] - pair[0], pair[0]));
     gaps.max().map_or((ms(end), 0.0), |(length, from)| (ms(length), ms(from) - ms(killed)))
 }
 
@@ -171,6 +173,7 @@ mod tests {
         let good = [0, 300, 310, 410, 430].map(Duration::from_millis);
         let gap_of = |killed, end| gap(&good, Duration::from_millis(killed), Duration::from_millis(end));
         assert_eq!(gap_of(305, 440), (100.0, 5.0));
+        assert_eq!(gap_of(305, 420), (100.0, 5.0), "what comes after the end does not count");
         assert_eq!(gap_of(415, 440), (20.0, -5.0));
         assert_eq!(gap_of(305, 630), (200.0, 125.0), "the time after the last acknowledgement counts");
         assert_eq!(gap(&[], Duration::ZERO, Duration::from_millis(7)), (7.0, 0.0));

@@ -28,6 +28,7 @@ use crate::peer::service::Service;
 use crate::peer::{self, Identity, Links, Map, Member, Owner, Questions, Receiver};
 use crate::policy::{self, ShardInfo, View};
 use crate::registry::etcd::{self, Etcd};
+use crate::registry::formats::Finalized;
 use crate::registry::picture::{self, NodeInfo, Picture, State};
 use crate::registry::{History, Shared, Snapshot};
 use crate::settings::cluster::{Cluster as Chosen, Credentials, Role, TlsFiles};
@@ -408,6 +409,10 @@ impl Shared for SharedEtcd {
 
     async fn withdraw_plugin(&self, digest: &str) -> Result<(), Error> {
         Ok(self.0.withdraw_plugin(digest).await?)
+    }
+
+    async fn finalize(&self) -> Result<Finalized, Error> {
+        Ok(self.0.finalize().await?)
     }
 }
 

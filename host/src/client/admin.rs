@@ -16,6 +16,7 @@ pub fn cluster(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
     let health = text(&answer.json, "health");
     let colour = if health == "ok" { Colour::Green } else { Colour::Red };
     output.line(&format!("health  {}", output.paint(colour, &printable(&health))))?;
+    output.line(&format!("format  {}", text(&answer.json, "format")))?;
     output.line(&format!("rules   {}", items(&answer.json, "rules").len()))?;
     output.line("")?;
     let node = |n: &Value| {
@@ -57,6 +58,32 @@ pub fn verify(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
     match different {
         0 => Ok(()),
         _ => Err(Error::Failed(format!("{different} partials are not served as they were recounted"))),
+    }
+}
+
+/// Fails when older nodes hold the newest format back and nothing was raised.
+pub fn finalize(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
+    let answer = api.call(Call::new(Method::POST, "/v1/cluster/finalize"))?;
+    let [format, before] = ["format", "before"].map(|name| text(&answer.json, name));
+    let held_back_by = items(&answer.json, "held_back_by");
+    if output.style.json {
+        output.json(&answer.text)?;
+    } else {
+        output.line(&match (format == before, held_back_by.is_empty()) {
+            (false, _) => format!("format {format} is written from now on, instead of {before}"),
+            (true, true) => format!("format {format} is written already, the newest that any node reads"),
+            (true, false) => format!("format {format} stays"),
+        })?;
+        let row = |node: &Value| vec![text(node, "node"), text(node, "version"), text(node, "reads_up_to")];
+        let rows: Vec<_> = held_back_by.iter().map(row).collect();
+        if !rows.is_empty() {
+            output.line("nodes that do not read a newer one:")?;
+            output.table(&[left("NODE"), left("VERSION"), right("READS UP TO")], &rows)?;
+        }
+    }
+    match format == before && !held_back_by.is_empty() {
+        true => Err(Error::Failed("older nodes hold the newest format back; upgrade them first".into())),
+        false => Ok(()),
     }
 }
 

@@ -55,6 +55,7 @@ fn carry_out(command: &ClientCommand, output: &mut Output<'_>, limits: pace::Lim
         ClientCommand::Counter { command, .. } => counter::run(&api()?, command, output, limits),
         ClientCommand::Cluster { command: None, .. } => admin::cluster(&api()?, output),
         ClientCommand::Cluster { command: Some(ClusterCommand::Verify), .. } => admin::verify(&api()?, output),
+        ClientCommand::Cluster { command: Some(ClusterCommand::Finalize), .. } => admin::finalize(&api()?, output),
         ClientCommand::Plugin { command, .. } => plugin::run(api, command, output),
         ClientCommand::Rule { command, .. } => admin::rule(&api()?, command, output),
     }

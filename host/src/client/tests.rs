@@ -165,10 +165,10 @@ fn each_command_sends_one_request_and_prints_its_answer() {
         ),
         (
             &["cluster"],
-            r#"{"health":"ok","rules":[{"match":""},{"match":"a/"}],"nodes":[{"node":"n1","address":"127.0.0.1:8080","version":"0.1.0","cpu":0.256,"queued":3,"ready":true}],
+            r#"{"health":"ok","format":1,"rules":[{"match":""},{"match":"a/"}],"nodes":[{"node":"n1","address":"127.0.0.1:8080","version":"0.1.0","cpu":0.256,"queued":3,"ready":true}],
                 "shards":[{"shard":0,"owner":"n1","epoch":2,"counters":5,"journal_position":99}]}"#,
             "GET /v1/cluster ",
-            "health  ok\nrules   2\n\nNODE  ADDRESS         VERSION   CPU  QUEUED  READY\n\
+            "health  ok\nformat  1\nrules   2\n\nNODE  ADDRESS         VERSION   CPU  QUEUED  READY\n\
              n1    127.0.0.1:8080  0.1.0    26 %       3  yes\n\n\
              SHARD  OWNER  EPOCH  COUNTERS  JOURNAL\n    0  n1         2         5       99\n",
         ),
@@ -240,6 +240,29 @@ fn deletion_has_no_body() {
     let ran = run(&server, &["counter", "delete", "c"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "c: deleted\n"));
     assert!(server.request().starts_with("DELETE /v1/counter?id=c HTTP/1.1"));
+}
+
+#[test]
+fn a_finalization_says_what_is_written_and_who_holds_it_back() {
+    let n3 = r#"{"node":"n3","version":"0.1.0","reads_up_to":1}"#;
+    for (format, before, held_back_by, code, out) in [
+        (2, 1, "", 0, "format 2 is written from now on, instead of 1\n"),
+        (2, 2, "", 0, "format 2 is written already, the newest that any node reads\n"),
+        (
+            1,
+            1,
+            n3,
+            1,
+            "format 1 stays\nnodes that do not read a newer one:\nNODE  VERSION  READS UP TO\nn3    0.1.0              1\n",
+        ),
+    ] {
+        let answer = format!(r#"{{"format":{format},"before":{before},"newest":2,"held_back_by":[{held_back_by}]}}"#);
+        let server = Server::new(&[&ok(&answer)]);
+        let ran = run(&server, &["cluster", "finalize"]);
+        assert!(server.request().starts_with("POST /v1/cluster/finalize "));
+        assert_eq!((ran.code, ran.out.as_str()), (code, out), "{}", ran.err);
+        assert_eq!(ran.err.contains("upgrade them first"), code == 1, "{}", ran.err);
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub enum Route {
     RulesRollback,
     Cluster,
     ClusterVerify,
+    ClusterFinalize,
     Healthz,
     Readyz,
     Metrics,
@@ -73,6 +74,7 @@ const TABLE: &[(&str, Route, &[Method])] = &[
     ("/v1/rules/rollback", Route::RulesRollback, POST),
     ("/v1/cluster", Route::Cluster, GET),
     ("/v1/cluster/verify", Route::ClusterVerify, POST),
+    ("/v1/cluster/finalize", Route::ClusterFinalize, POST),
     ("/healthz", Route::Healthz, GET),
     ("/readyz", Route::Readyz, GET),
     ("/metrics", Route::Metrics, GET),
@@ -204,6 +206,7 @@ async fn dispatch_others(
                 Route::Rules => admin::rules::rules(worker, head, query, body().await?).await,
                 Route::RulesRollback => admin::rules::roll_back(worker, query).await,
                 Route::ClusterVerify => admin::cluster::verify(worker).await,
+                Route::ClusterFinalize => admin::cluster::finalize(worker).await,
                 _ => Ok(admin::cluster::cluster(http, worker).await),
             }
         }

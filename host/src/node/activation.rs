@@ -17,6 +17,7 @@ use super::{Keeper, Node, Registry};
 use crate::error::{Error, Kind};
 use crate::limits;
 use crate::peer::wire::message;
+use crate::registry::formats::{self, Finalized};
 use crate::registry::{History, Snapshot, Versioned};
 
 impl Registry {
@@ -125,6 +126,24 @@ impl Node {
             late.join(", ")
         );
         Err(Error::new(Kind::UnknownOutcome, why))
+    }
+
+    /// Raises the format that the cluster writes to the newest that every live node reads. A single node always writes its own.
+    pub async fn finalize(&self) -> Result<Finalized, Error> {
+        let shared = match &self.registry.lock().await.keeper {
+            Keeper::Local(_) => None,
+            Keeper::Shared(shared) => Some(shared.clone()),
+        };
+        match shared {
+            Some(shared) => shared.finalize().await,
+            None => Ok(formats::finalized(limits::FORMAT, std::iter::empty())),
+        }
+    }
+
+    /// The format that the cluster writes, as far as this node knows it.
+    pub fn written_format(&self) -> u32 {
+        let config = self.peers.as_ref().and_then(|peers| peers.pictures.borrow().config.clone());
+        config.map_or(limits::FORMAT, |config| config.value.format)
     }
 
     /// Whether this node could put a rule in force: its plugins are here, compile, and pass the dry run with its config.

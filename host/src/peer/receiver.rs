@@ -1,9 +1,6 @@
 //! What other nodes send: into the commit thread's queue, and the answers back on the stream they came by.
-//!
-//! A sequence can be under way more than once, by an old stream and by a new one; its answers go back in the order in
-//! which its copies came.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::wire::message::OperationOutcome;
 use crate::commit::Commits;
-use crate::shard::{Op, Origin, Outcome};
+use crate::shard::{Op, Origin, Outcome, Routes};
 
 pub type Session = u64;
 
@@ -25,8 +22,7 @@ pub struct Receiver {
 struct State {
     last_session: Session,
     sessions: HashMap<Session, UnboundedSender<Vec<OperationOutcome>>>,
-    /// By (producer, shard, sequence): the stream and round of each copy that is under way.
-    routes: HashMap<(u128, u32, u64), VecDeque<(Session, u64)>>,
+    routes: Routes<Session>,
 }
 
 impl Receiver {
@@ -46,10 +42,7 @@ impl Receiver {
     pub fn close(&self, session: Session) {
         let mut state = self.state.lock();
         state.sessions.remove(&session);
-        state.routes.retain(|_, copies| {
-            copies.retain(|&(of, _)| of != session);
-            !copies.is_empty()
-        });
+        state.routes.ended(session);
     }
 
     /// Operations with their rounds, in the order of their sequences for each producer and shard.
@@ -57,13 +50,12 @@ impl Receiver {
         {
             let mut state = self.state.lock();
             for (op, round) in &operations {
-                let Some(route) = route(op) else { continue };
-                state.routes.entry(route).or_default().push_back((session, *round));
+                state.routes.came(session, *round, op);
             }
         }
         let taken = self.commits.submit(operations.iter().map(|(op, _)| op.clone()).collect::<Vec<_>>().into_iter());
         if taken.is_err() {
-            let refused = operations.iter().filter_map(|(op, _)| route(op)).map(|route| (route, Outcome::NotApplied));
+            let refused = operations.iter().filter_map(|(op, _)| sequence(op)).map(|of| (of, Outcome::NotApplied));
             self.state.lock().answer(refused);
         }
     }
@@ -80,21 +72,15 @@ impl Receiver {
 
     /// Another node serves the shard now: what was not answered here never will be.
     pub fn forget(&self, shard: u32) {
-        self.state.lock().routes.retain(|&(_, of, _), _| of != shard);
+        self.state.lock().routes.forget(shard);
     }
 }
 
 impl State {
     fn answer(&mut self, answers: impl Iterator<Item = ((u128, u32, u64), Outcome)>) {
         let mut by_session: HashMap<Session, Vec<OperationOutcome>> = HashMap::new();
-        for (route, outcome) in answers {
-            let Some(copies) = self.routes.get_mut(&route) else { continue };
-            let copy = copies.pop_front();
-            if copies.is_empty() {
-                self.routes.remove(&route);
-            }
-            let Some((session, round)) = copy else { continue };
-            let (_, shard, seq) = route;
+        for ((producer, shard, seq), outcome) in answers {
+            let Some((session, round)) = self.routes.back(producer, shard, seq) else { continue };
             by_session.entry(session).or_default().push(OperationOutcome::new(shard, seq, round, outcome));
         }
         for (session, outcomes) in by_session {
@@ -106,7 +92,7 @@ impl State {
     }
 }
 
-fn route(op: &Op) -> Option<(u128, u32, u64)> {
+fn sequence(op: &Op) -> Option<(u128, u32, u64)> {
     match op.origin {
         Origin::Peer { producer, seq, .. } => Some((producer, op.shard, seq)),
         Origin::Local { .. } | Origin::Relaxed => None,

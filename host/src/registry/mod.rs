@@ -4,6 +4,7 @@
 //! [`Shared`] is what the rest of the program sees of it. What a change of rules means is here as pure code.
 
 pub mod etcd;
+pub mod formats;
 pub mod local;
 pub mod picture;
 pub mod standing;
@@ -65,6 +66,9 @@ pub trait Shared: Send + Sync + 'static {
 
     /// The plugin is no more.
     async fn withdraw_plugin(&self, digest: &str) -> Result<(), Error>;
+
+    /// Raises the written format to the newest that every live node reads.
+    async fn finalize(&self) -> Result<formats::Finalized, Error>;
 }
 
 /// What a caller demands of the rule that it replaces.

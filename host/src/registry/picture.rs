@@ -82,6 +82,15 @@ pub struct Plugin {
     pub name: String,
 }
 
+/// What all nodes of a cluster share; made with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Never changes.
+    pub shards: u32,
+    /// What nodes write; see `registry::formats`.
+    pub format: u32,
+}
+
 /// A value and the revision of the registry that wrote it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Revised<T> {
@@ -105,6 +114,8 @@ pub type PluginValues = BTreeMap<String, Arc<[u8]>>;
 /// Cheap to clone; parts are shared between pictures until they change.
 #[derive(Debug, Clone)]
 pub struct Picture {
+    /// None: not known yet, or gone.
+    pub config: Option<Revised<Config>>,
     pub nodes: Arc<BTreeMap<String, NodeInfo>>,
     pub owners: Arc<BTreeMap<u32, Owner>>,
     pub rules: Arc<BTreeMap<String, Revised<History>>>,
@@ -121,6 +132,7 @@ impl Picture {
     /// Nothing known, and no session.
     pub fn empty(now: Instant) -> Self {
         Self {
+            config: None,
             nodes: Arc::default(),
             owners: Arc::default(),
             rules: Arc::default(),

@@ -11,6 +11,7 @@ pub mod op;
 pub mod partials;
 pub mod producer;
 pub mod replay;
+pub mod routes;
 pub mod takeover;
 pub mod writer;
 
@@ -18,4 +19,5 @@ pub use entry::Entry;
 pub use op::{Kind, Op, Origin, Outcome, Refusal};
 pub use partials::{Partial, Partials};
 pub use replay::Replay;
+pub use routes::Routes;
 pub use writer::Writer;

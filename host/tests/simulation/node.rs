@@ -1,11 +1,9 @@
 //! One process that may own the shard: what it holds in memory, and what it waits for.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use quipu::counter::Id;
 use quipu::shard::entry::{KeyRecord, Mark};
 use quipu::shard::takeover::{self, Takeover};
-use quipu::shard::{Partial, Partials, Replay, Writer};
+use quipu::shard::{Partial, Partials, Replay, Routes, Writer};
 
 #[derive(Default)]
 pub struct Node {
@@ -15,8 +13,8 @@ pub struct Node {
     pub owner: Option<Owner>,
     /// What it has read of the journal while another owns it.
     pub standby: Option<Replay>,
-    /// Streams and rounds that brought a producer's sequence, for its answers.
-    pub routes: BTreeMap<(u128, u64), VecDeque<(usize, u64)>>,
+    /// By streams, as [`super::world::World`] numbers them.
+    pub routes: Routes<usize>,
     pub reads: Vec<Read>,
     /// Relaxed operations that the present writer has taken.
     pub relaxed: Vec<usize>,

@@ -19,6 +19,8 @@ use crate::registry::picture::Role;
 struct Cluster<'a> {
     /// `ok`, `degraded` when shards have no owner or nodes do not answer, `unavailable` when this node takes no writes.
     health: &'static str,
+    /// Of entries and messages, as every node writes them.
+    format: u32,
     nodes: Vec<NodeAnswer>,
     shards: Vec<Shard>,
     rules: Vec<RuleAnswer<'a>>,
@@ -116,7 +118,13 @@ pub async fn cluster(http: &Http, worker: &Rc<Worker>) -> Response<Body> {
     };
     let active = node.rules().list();
     let rules = active.iter().map(RuleAnswer::from).collect();
-    json(StatusCode::OK, &Cluster { health, nodes, shards: shards.into_values().collect(), rules })
+    let (format, shards) = (node.written_format(), shards.into_values().collect());
+    json(StatusCode::OK, &Cluster { health, format, nodes, shards, rules })
+}
+
+/// Lets nodes write the newest format that all of them read.
+pub async fn finalize(worker: &Rc<Worker>) -> Result<Response<Body>, Problem> {
+    Ok(json(StatusCode::OK, &worker.node.finalize().await?))
 }
 
 /// Recounts everything, which may take long; nothing is paused.

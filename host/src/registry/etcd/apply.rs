@@ -45,7 +45,12 @@ pub fn put(picture: &mut Picture, keys: &Keys, kv: &KeyValue) {
             let values = Arc::make_mut(&mut picture.values).entry(plugin.to_owned()).or_default();
             Arc::make_mut(values).insert(key.to_owned(), kv.value().into());
         }
-        Some(Key::Config) | None => {}
+        Some(Key::Config) => {
+            if let Some(value) = read(key, kv) {
+                picture.config = Some(Revised { value, mod_revision: kv.mod_revision() });
+            }
+        }
+        None => {}
     }
 }
 
@@ -64,7 +69,8 @@ fn delete(picture: &mut Picture, keys: &Keys, key: &str) {
                 }
             }
         }
-        Some(Key::Config) | None => {}
+        Some(Key::Config) => picture.config = None,
+        None => {}
     }
 }
 

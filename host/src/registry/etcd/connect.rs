@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
-use serde::{Deserialize, Serialize};
 
 use super::error::{Error, denied, within};
+use super::formats::parse;
+use super::json;
 use super::keys::{Key, Keys};
 use super::owners::found;
-use super::{FORMAT, json};
 use crate::limits;
-use crate::registry::picture::NodeInfo;
+use crate::registry::formats;
+use crate::registry::picture::{Config, NodeInfo};
 
 #[derive(Clone)]
 pub struct Settings {
@@ -154,17 +155,10 @@ async fn answered<T>(limit: Duration, call: impl Future<Output = Result<T, etcd_
     }
 }
 
-/// What is fixed when a cluster is made.
-#[derive(Debug, Serialize, Deserialize)]
-struct Config {
-    shards: u32,
-    format: u32,
-}
-
 /// Makes the cluster if it is new, and refuses to be part of one that does not fit.
 pub(super) async fn config(client: &Client, keys: &Keys, settings: &Settings) -> Result<(), Error> {
     let key = keys.of(Key::Config);
-    let wanted = Config { shards: settings.shards, format: FORMAT };
+    let wanted = Config { shards: settings.shards, format: settings.node.formats.1 };
     let txn = Txn::new()
         .when([Compare::version(key.clone(), CompareOp::Equal, 0)])
         .and_then([TxnOp::put(key.clone(), json(&wanted), None)])
@@ -173,15 +167,8 @@ pub(super) async fn config(client: &Client, keys: &Keys, settings: &Settings) ->
         .await
         .unwrap_or_else(|_| Err(Error::Unavailable(format!("etcd was not reached at {:?}", settings.endpoints))))?;
     let Some(found) = found(answer.op_responses()) else { return Ok(()) };
-    let there: Config = serde_json::from_slice(&found.value).map_err(|why| {
-        Error::Refused(format!("The cluster's configuration in etcd under {key} is not readable: {why}."))
-    })?;
-    if there.format > FORMAT {
-        return Err(Error::Refused(format!(
-            "The cluster {:?} has format {} and this program reads up to {FORMAT}; use a newer program.",
-            settings.cluster, there.format
-        )));
-    }
+    let there = parse(&key, &found.value)?;
+    formats::check(there.format, settings.node.formats).map_err(Error::Refused)?;
     if there.shards != settings.shards {
         return Err(Error::Refused(format!(
             "The cluster {:?} was made with {} shards, which never change, and this node is set to {}; set it to {}.",

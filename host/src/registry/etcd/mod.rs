@@ -9,6 +9,7 @@
 mod apply;
 mod connect;
 mod error;
+mod formats;
 mod keys;
 mod owners;
 mod presence;
@@ -35,9 +36,6 @@ pub use values::Quota;
 use super::Standing;
 use super::picture::{NodeInfo, Owner, Picture};
 use crate::limits;
-
-/// The format of the keys in etcd.
-const FORMAT: u32 = 1;
 
 /// The handle to the registry. Dropping it stops the session but leaves the lease to run out, as a crash would.
 pub struct Etcd {

@@ -53,7 +53,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn session(shared: &Shared) -> Result<(), Error> {
     let (lease, beat) = shared.lease().await?;
     let node = shared.node.borrow().clone();
-    shared.register(lease, &node).await?;
+    let config = shared.fitting_config().await?;
+    shared.register(lease, &node, config.as_ref()).await?;
     shared.put_back_held(lease).await?;
     let picture = shared.list().await?;
     shared.standing.listed(picture.revision);
@@ -112,7 +113,8 @@ async fn drive(
         };
         if write {
             written = shared.node.borrow().clone();
-            shared.register(lease, &written).await?;
+            let picture = shared.picture.borrow().clone();
+            shared.register(lease, &written, picture.config.as_ref()).await?;
         }
     }
 }
@@ -159,7 +161,7 @@ impl Shared {
     }
 
     /// Everything below the root as of one revision, a page at a time.
-    async fn list(&self) -> Result<Picture, Error> {
+    pub(super) async fn list(&self) -> Result<Picture, Error> {
         let root = self.keys.root();
         // The root ends with '/', and '0' is the byte after it.
         let end = format!("{}0", root.trim_end_matches('/'));

@@ -65,7 +65,11 @@ async fn until(etcd: &Etcd, what: &str, holds: impl FnMut(&Arc<Picture>) -> bool
 }
 
 async fn join(url: &str, cluster: &str, id: &str) -> Etcd {
-    let etcd = Etcd::connect(settings(url, cluster, id)).await.unwrap();
+    join_as(settings(url, cluster, id)).await
+}
+
+async fn join_as(settings: Settings) -> Etcd {
+    let etcd = Etcd::connect(settings).await.unwrap();
     until(&etcd, "the session becomes healthy", |picture| picture.session.healthy).await;
     etcd
 }
@@ -103,6 +107,80 @@ async fn a_cluster_of_another_size_is_refused_with_a_sentence() {
     let refused = Etcd::connect(Settings { shards: 13, ..settings(&url, &cluster, "b") }).await;
     let why = refused.err().map(|why| why.to_string()).unwrap();
     assert!(why.contains("made with 12 shards") && why.contains("set to 13"), "{why}");
+}
+
+/// A program that reads formats 1 to `highest`.
+fn reading(highest: u32, settings: Settings) -> Settings {
+    Settings { node: NodeInfo { formats: (1, highest), ..settings.node }, ..settings }
+}
+
+fn written(picture: &Picture) -> u32 {
+    picture.config.as_ref().unwrap().value.format
+}
+
+#[tokio::test]
+async fn the_written_format_rises_once_every_node_reads_it() {
+    let Some(url) = service() else { return };
+    let cluster = cluster();
+    let old = join(&url, &cluster, "a").await;
+    let new = join_as(reading(2, settings(&url, &cluster, "b"))).await;
+    let held = new.finalize().await.unwrap();
+    assert_eq!((held.format, held.before, held.newest), (1, 1, 2));
+    assert_eq!(held.held_back_by[0].node, "a");
+    old.close().await;
+    let other = join_as(reading(2, settings(&url, &cluster, "c"))).await;
+    let raised = new.finalize().await.unwrap();
+    assert_eq!((raised.format, raised.before, raised.held_back_by.len()), (2, 1, 0));
+    assert_eq!(written(&new.picture()), 2);
+    until(&other, "the format is seen", |picture| written(picture) == 2).await;
+    assert_eq!(other.picture().session.recoveries, 1, "it goes on in its session");
+    let refused = Etcd::connect(settings(&url, &cluster, "a")).await;
+    let why = refused.err().map(|why| why.to_string()).unwrap();
+    assert!(why.contains("writes format 2") && why.contains("reads up to 1"), "{why}");
+    let again = other.finalize().await.unwrap();
+    assert_eq!((again.format, again.before), (2, 2));
+}
+
+#[tokio::test]
+async fn a_node_that_was_away_while_the_format_rose_does_not_come_back() {
+    let Some(url) = service() else { return };
+    let cluster = cluster();
+    let proxy = Proxy::start(&url).await;
+    let old = join(&proxy.url, &cluster, "a").await;
+    let new = join_as(reading(2, settings(&url, &cluster, "b"))).await;
+    proxy.cut(true);
+    until(&new, "the lease ends", |picture| !picture.nodes.contains_key("a")).await;
+    assert_eq!(new.finalize().await.unwrap().format, 2);
+    proxy.cut(false);
+    let mut pictures = new.pictures();
+    let back = pictures.wait_for(|picture| picture.nodes.contains_key("a"));
+    assert!(tokio::time::timeout(Duration::from_secs(3), back).await.is_err(), "it does not read what is written");
+    assert!(!old.picture().session.healthy);
+}
+
+#[tokio::test]
+async fn no_node_registers_beside_a_format_that_it_does_not_read() {
+    let Some(url) = service() else { return };
+    let mut raised = 0;
+    for round in 0..12 {
+        let cluster = cluster();
+        // The cluster begins with format 1.
+        join(&url, &cluster, "first").await.close().await;
+        let new = join_as(reading(2, settings(&url, &cluster, "b"))).await;
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            new.finalize().await.unwrap()
+        };
+        let (old, done) = tokio::join!(Etcd::connect(settings(&url, &cluster, "a")), late);
+        if let Ok(old) = old {
+            let mut pictures = old.pictures();
+            let registers = pictures.wait_for(|picture| picture.session.healthy);
+            let registered = tokio::time::timeout(Duration::from_millis(500), registers).await.is_ok();
+            assert_eq!(registered, done.format == 1, "round {round}: {done:?}");
+        }
+        raised += usize::from(done.format == 2);
+    }
+    println!("the format was raised before the older node in {raised} of 12 rounds");
 }
 
 #[tokio::test]

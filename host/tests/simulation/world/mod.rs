@@ -53,6 +53,7 @@ pub struct Summary {
     relaxed: u64,
     returned: u64,
     forgotten: u64,
+    ended: u64,
 }
 
 impl AddAssign for Summary {
@@ -76,6 +77,7 @@ impl AddAssign for Summary {
             (&mut self.relaxed, other.relaxed),
             (&mut self.returned, other.returned),
             (&mut self.forgotten, other.forgotten),
+            (&mut self.ended, other.ended),
         ];
         counts.into_iter().for_each(|(sum, count)| *sum += count);
     }
@@ -96,11 +98,12 @@ impl Summary {
             relaxed,
             returned,
             forgotten,
+            ended,
             ..
         } = *self;
         let counts = [acknowledged, refused, unknown, replayed, takeovers, crashes, fenced, resent];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
-        let counts = [checkpoints, evictions, skips, renamed, reads, stood_by, relaxed, returned, forgotten];
+        let counts = [checkpoints, evictions, skips, renamed, reads, stood_by, relaxed, returned, forgotten, ended];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
     }
 }

@@ -40,7 +40,7 @@ impl World {
         }
         self.forget_relaxed(at);
         self.nodes[at].owner = None;
-        self.nodes[at].routes.clear();
+        self.nodes[at].routes.forget(0);
         for nth in 0..self.streams.len() {
             if self.streams[nth].node == at && self.streams[nth].open {
                 self.cut(nth);
@@ -184,8 +184,7 @@ impl World {
             Origin::Local { ticket, .. } => self.told(ticket, outcome),
             Origin::Relaxed => {}
             Origin::Peer { producer, seq, .. } => {
-                let route = self.nodes[at].routes.get_mut(&(producer, seq)).and_then(|routes| routes.pop_front());
-                if let Some((stream, round)) = route {
+                if let Some((stream, round)) = self.nodes[at].routes.back(producer, 0, seq) {
                     self.streams[stream].to_peer.push_back((round, seq, outcome));
                 }
             }

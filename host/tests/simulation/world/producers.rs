@@ -89,9 +89,21 @@ impl World {
         stream.to_node.truncate(kept);
         let kept = self.rng.below(stream.to_peer.len() + 1);
         stream.to_peer.truncate(kept);
-        let peer = stream.peer;
+        let (peer, nothing_follows) = (stream.peer, stream.to_node.is_empty());
+        if nothing_follows && self.rng.percent(50) {
+            self.ended(nth);
+        }
         self.peers[peer].stream = None;
         self.produce(peer, producer::Event::Disconnected);
+    }
+
+    /// The node sees the stream end, behind everything that came by it. Its operations are with the writer all the same.
+    fn ended(&mut self, nth: usize) {
+        let at = self.streams[nth].node;
+        if self.nodes[at].life == self.streams[nth].life {
+            self.summary.ended += 1;
+            self.nodes[at].routes.ended(nth);
+        }
     }
 
     /// Streams with something to deliver; one that broke is seldom in a hurry.
@@ -109,14 +121,19 @@ impl World {
         for _ in 0..1 + self.rng.below(4) {
             let stream = &mut self.streams[nth];
             let at = stream.node;
-            let Some((round, op)) = stream.to_node.pop_front() else { return };
+            let Some((round, op)) = stream.to_node.pop_front() else {
+                if !stream.open {
+                    self.ended(nth);
+                }
+                return;
+            };
             if self.nodes[at].life != stream.life {
                 stream.to_node.clear();
                 return;
             }
-            let Origin::Peer { producer, seq, .. } = op.origin else { panic!("producers send as peers") };
+            let Origin::Peer { seq, .. } = op.origin else { panic!("producers send as peers") };
             if self.nodes[at].serves() {
-                self.nodes[at].routes.entry((producer, seq)).or_default().push_back((nth, round));
+                self.nodes[at].routes.came(nth, round, &op);
                 self.step(at, Event::Submit(op));
             } else {
                 self.streams[nth].to_peer.push_back((round, seq, Outcome::NotApplied));

@@ -1,0 +1,91 @@
+//! The way back: which stream brought which copy of a producer's sequence.
+//!
+//! A sequence can be under way more than once, by an old stream and by a new one. A shard answers copies in the order in
+//! which they came, and so they are taken here. Where an old stream's copies were forgotten with it, a later copy may get
+//! the answer of an earlier one; the producer's rounds and the shard's marks make that harmless.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{Op, Origin};
+
+/// `S` names a stream.
+#[derive(Debug)]
+pub struct Routes<S> {
+    /// By (producer, shard, sequence): the stream and round of each copy that is under way.
+    copies: HashMap<(u128, u32, u64), VecDeque<(S, u64)>>,
+}
+
+impl<S> Default for Routes<S> {
+    fn default() -> Self {
+        Self { copies: HashMap::new() }
+    }
+}
+
+impl<S: Copy + PartialEq> Routes<S> {
+    /// A copy came. Only a peer's have a way back.
+    pub fn came(&mut self, stream: S, round: u64, op: &Op) {
+        if let Origin::Peer { producer, seq, .. } = op.origin {
+            self.copies.entry((producer, op.shard, seq)).or_default().push_back((stream, round));
+        }
+    }
+
+    /// The shard answered a copy: the stream and round that its answer goes to, if the stream is still there.
+    pub fn back(&mut self, producer: u128, shard: u32, seq: u64) -> Option<(S, u64)> {
+        let copies = self.copies.get_mut(&(producer, shard, seq))?;
+        let copy = copies.pop_front();
+        if copies.is_empty() {
+            self.copies.remove(&(producer, shard, seq));
+        }
+        copy
+    }
+
+    /// The stream ended: its copies are not answered.
+    pub fn ended(&mut self, stream: S) {
+        self.copies.retain(|_, copies| {
+            copies.retain(|&(of, _)| of != stream);
+            !copies.is_empty()
+        });
+    }
+
+    /// Another node serves the shard now: what was not answered here never will be.
+    pub fn forget(&mut self, shard: u32) {
+        self.copies.retain(|&(_, of, _), _| of != shard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counter::Id;
+    use crate::shard::Kind;
+
+    fn op(shard: u32, seq: u64) -> Op {
+        let counter = Id::new("c").unwrap();
+        let origin = Origin::Peer { producer: 1, seq, acked: 0 };
+        Op { shard, counter, hash: 0, kind: Kind::Skip, key: None, origin, at_ms: 0 }
+    }
+
+    #[test]
+    fn copies_are_answered_in_the_order_in_which_they_came() {
+        let mut routes = Routes::default();
+        routes.came('a', 1, &op(0, 7));
+        routes.came('b', 2, &op(0, 7));
+        assert_eq!(routes.back(1, 0, 7), Some(('a', 1)));
+        assert_eq!(routes.back(1, 0, 7), Some(('b', 2)));
+        assert_eq!(routes.back(1, 0, 7), None);
+    }
+
+    #[test]
+    fn ended_streams_and_lost_shards_have_no_way_back() {
+        let mut routes = Routes::default();
+        for shard in [0, 1] {
+            routes.came('a', 1, &op(shard, 1));
+            routes.came('b', 1, &op(shard, 1));
+        }
+        routes.ended('a');
+        routes.forget(1);
+        assert_eq!(routes.back(1, 0, 1), Some(('b', 1)));
+        assert_eq!(routes.back(1, 1, 1), None);
+        assert!(routes.copies.is_empty());
+    }
+}
