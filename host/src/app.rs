@@ -235,6 +235,7 @@ async fn sample(node: Arc<Node>, etcd: Option<Arc<Etcd>>) {
             }
         }
         node.judge_canaries().await;
+        node.move_busy_policies().await;
     }
 }
 

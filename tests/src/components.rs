@@ -38,7 +38,7 @@ pub fn variant(bytes: &[u8], number: u8) -> Vec<u8> {
 }
 
 /// Ways in which the guest `misbehaves-selection` does, which its dry run does not see.
-pub const HOSTILE_WAYS: [&str; 11] = [
+pub const HOSTILE_WAYS: [&str; 12] = [
     "trap-in-select",
     "loop-in-select",
     "recurse",
@@ -50,4 +50,5 @@ pub const HOSTILE_WAYS: [&str; 11] = [
     "huge-log-line",
     "metrics-without-end",
     "busy-3-ms",
+    "busy-40-us",
 ];

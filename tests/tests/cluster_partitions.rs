@@ -24,15 +24,19 @@ fn partitions_lose_nothing() {
         Entry::Refused(why) => return println!("skipped: partitions: {why}"),
     };
     let Some(services) = Services::replicated(Some(network), 0) else { return };
-    let services = Arc::new(services);
+    let cluster = Cluster::on(Arc::new(services), NODES.len());
+    let traffic = Traffic::start(&cluster, LOAD);
+    traffic.await_each(&cluster.running(), STRETCH);
+    let cassandra = cluster.services.beyond_cassandra();
     // `make torture` has every node and all ways.
-    others_take_over_from_a_node_without_etcd(&services, "n1");
-    node_is_cut_off(&services, "n2", services.beyond_cassandra(), Way::Both);
-    node_is_cut_off(&services, "n3", Beyond::Peers, Way::Both);
+    others_take_over_from_a_node_without_etcd(&cluster, &traffic, "n1");
+    node_is_cut_off(&cluster, &traffic, "n2", cassandra, Way::Both);
+    node_is_cut_off(&cluster, &traffic, "n3", Beyond::Peers, Way::Both);
     // Requests are executed, and their answers are lost.
-    node_is_cut_off(&services, "n1", services.beyond_cassandra(), Way::In);
-    node_is_cut_off(&services, "n2", Beyond::Peers, Way::In);
-    counting_goes_on_without_a_cassandra_node(&services);
+    node_is_cut_off(&cluster, &traffic, "n1", cassandra, Way::In);
+    node_is_cut_off(&cluster, &traffic, "n2", Beyond::Peers, Way::In);
+    counting_goes_on_without_a_cassandra_node(&cluster, &traffic);
+    settle(traffic, &cluster);
 }
 
 fn others(node: &str) -> Vec<String> {
@@ -57,11 +61,8 @@ fn let_pass(time: Duration) {
     }
 }
 
-fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>, node: &str) {
-    let cluster = Cluster::on(services.clone(), NODES.len());
-    let traffic = Traffic::start(&cluster, LOAD);
-    traffic.await_each(&cluster.running(), STRETCH);
-    while_cut_off(&cluster, node, services.beyond_etcd(), Way::Both, || {
+fn others_take_over_from_a_node_without_etcd(cluster: &Cluster, traffic: &Traffic, node: &str) {
+    while_cut_off(cluster, node, cluster.services.beyond_etcd(), Way::Both, || {
         let others = others(node);
         let took = cluster.await_served(&others[0], node);
         println!("{node} without etcd: its shards are served by others after {took:?}");
@@ -71,15 +72,11 @@ fn others_take_over_from_a_node_without_etcd(services: &Arc<Services>, node: &st
     println!("{node} without etcd: it has its share {:?} after healing", cluster.await_balance());
     traffic.await_each(&cluster.running(), STRETCH);
     traffic.expect_no_contradiction();
-    settle(traffic, &cluster);
 }
 
 /// For longer than a lease; the others go on meanwhile.
-fn node_is_cut_off(services: &Arc<Services>, node: &str, beyond: Beyond, way: Way) {
-    let cluster = Cluster::on(services.clone(), NODES.len());
-    let traffic = Traffic::start(&cluster, LOAD);
-    traffic.await_each(&cluster.running(), STRETCH);
-    while_cut_off(&cluster, node, beyond, way, || {
+fn node_is_cut_off(cluster: &Cluster, traffic: &Traffic, node: &str, beyond: Beyond, way: Way) {
+    while_cut_off(cluster, node, beyond, way, || {
         traffic.await_each(&others(node), STRETCH);
         let_pass(LEASE);
     });
@@ -88,21 +85,18 @@ fn node_is_cut_off(services: &Arc<Services>, node: &str, beyond: Beyond, way: Wa
     println!("{node} without {beyond:?}, {way:?}: counting goes on everywhere {:?} after healing", healed.elapsed());
     cluster.await_balance();
     traffic.expect_no_contradiction();
-    settle(traffic, &cluster);
 }
 
 /// Two of three replicas are a majority.
-fn counting_goes_on_without_a_cassandra_node(services: &Arc<Services>) {
-    let cluster = Cluster::on(services.clone(), NODES.len());
-    let traffic = Traffic::start(&cluster, LOAD);
+fn counting_goes_on_without_a_cassandra_node(cluster: &Cluster, traffic: &Traffic) {
+    let services = &cluster.services;
     let replica = Service::Cassandra(services.cassandra_nodes());
-    traffic.await_each(&cluster.running(), STRETCH);
     services.kill(replica);
     traffic.await_each(&cluster.running(), 2 * STRETCH);
     services.start(replica);
     traffic.await_each(&cluster.running(), STRETCH);
     cluster.await_balance();
-    settle(traffic, &cluster);
+    traffic.expect_no_contradiction();
 }
 
 /// Ends the load, compares every total with what was applied, and counts everything a second time from the store.

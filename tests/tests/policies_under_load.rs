@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quipu_tests::components::{HOSTILE_WAYS, builtin, guest, push, uploaded, variant};
-use quipu_tests::{Launch, Server, encode, within};
+use quipu_tests::{Launch, PATIENCE, Server, encode, within};
 use serde_json::json;
 
 /// How much is done. `QUIPU_FULL_SIZE=1` is the size that the service has to stand; the default is for every day.
@@ -143,7 +143,9 @@ fn hostile_policies_leave_other_rules_alone() {
     let server = Server::start();
     let hostile = uploaded(&server, "hostile", &guest("misbehaves-selection"));
     let selection = json!({ "plugin": "hostile", "config": "as-the-counter-says" });
-    server.set_rule(json!({ "match": "bad/", "spread": 4, "selection": selection }));
+    // Again and again: what was moved to the pool begins on the serving threads.
+    let set_rule = || server.set_rule(json!({ "match": "bad/", "spread": 4, "selection": selection }));
+    set_rule();
     let release = format!("/v1/plugins/hostile/{}/release", encode(&hostile));
     let beside = |how: &str| {
         // Each time it is asked again, until its breaker opens.
@@ -153,6 +155,7 @@ fn hostile_policies_leave_other_rules_alone() {
     beside("fine");
     let mut slowed = Vec::new();
     for how in HOSTILE_WAYS.into_iter().chain(["keep-every-request"]) {
+        set_rule();
         let mut ratios = Vec::new();
         let (least, median, most) = loop {
             // Either comes first as often.
@@ -176,6 +179,39 @@ fn hostile_policies_leave_other_rules_alone() {
         }
     }
     assert!(slowed.is_empty() || !full, "slowed by more than a tenth beside {slowed:?}");
+}
+
+/// A policy that answers well and takes its time is moved out of the way, and goes on choosing.
+#[test]
+fn a_policy_that_keeps_serving_threads_busy_goes_on_on_the_pool() {
+    let server = Server::start();
+    let revision = uploaded(&server, "hostile", &guest("misbehaves-selection"));
+    // Its dry run, whose counters have other names, sees nothing of it.
+    let selection = json!({ "plugin": "hostile", "config": "as-the-counter-says" });
+    server.set_rule(json!({ "match": "slow/", "spread": 3, "selection": selection }));
+    let on_pool = || {
+        let listed = server.get("/v1/rules").expect(200).json();
+        let rules = listed["rules"].as_array().expect("a list");
+        rules.iter().find(|rule| rule["match"] == "slow/").expect("it was set")["on_pool"][0].clone()
+    };
+    assert!(on_pool().is_null(), "{}", on_pool());
+    let mut added = 0;
+    let mut add = || {
+        let answer = server.add("slow/busy-40-us", 1).expect(200).json();
+        added += 1;
+        assert_eq!(answer["policy"]["fallback"], false, "addition {added}: {answer}");
+    };
+    within(PATIENCE, "it is moved", || {
+        (0..500).for_each(|_| add());
+        (!on_pool().is_null()).then_some(())
+    });
+    assert_eq!(on_pool()["revision"], revision);
+    assert!(on_pool()["because"].as_str().is_some_and(|why| why.contains("serving thread")), "{}", on_pool());
+    (0..100).for_each(|_| add());
+    let server = server.crash_and_restart();
+    assert_eq!(server.total("slow/busy-40-us"), added);
+    let listed = server.get("/v1/rules").expect(200).text();
+    assert!(listed.contains("on_pool"), "it begins there at the next start: {listed}");
 }
 
 /// The median of sorted values, and the bounds that it lies within in 19 of 20 draws: the sign test.

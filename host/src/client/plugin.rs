@@ -175,7 +175,7 @@ fn activate(
     let rule = items(&rules.json, "rules").iter().find(|rule| text(rule, "match") == prefix);
     let mut body = rule.cloned().unwrap_or_else(|| json!({ "match": prefix }));
     let version = body["version"].as_u64();
-    for told in ["version", "canary_ended", "degraded", "shadowed"] {
+    for told in ["version", "canary_ended", "degraded", "shadowed", "on_pool"] {
         if let Some(body) = body.as_object_mut() {
             body.remove(told);
         }

@@ -59,6 +59,12 @@ impl Placements {
         }
     }
 
+    /// From now on what this binding is of runs on the pool, when it is bound again.
+    pub fn move_to_pool(&self, binding: &Binding, because: &str) {
+        let key = key(binding.revision.digest(), &binding.config, binding.grants);
+        self.known.lock().insert(key, (Placement::Pooled(because.to_owned()), false));
+    }
+
     /// Writes what is new. Durable when it answers.
     pub async fn save(&self, store: &dyn Store) -> Result<(), Error> {
         let unsaved = |(key, (placement, saved)): (&String, &(Placement, bool))| {
@@ -73,7 +79,7 @@ impl Placements {
         Ok(())
     }
 
-    /// Forgets those that none of these bindings has.
+    /// Forgets those that none of these bindings has any more.
     pub async fn keep<'b>(
         &self,
         store: &dyn Store,
@@ -82,8 +88,9 @@ impl Placements {
         if self.known.lock().is_empty() {
             return Ok(());
         }
+        let pooled = bindings.filter(|binding| !binding.revision.is_inline());
         let used: HashSet<String> =
-            bindings.map(|binding| key(binding.revision.digest(), &binding.config, binding.grants)).collect();
+            pooled.map(|binding| key(binding.revision.digest(), &binding.config, binding.grants)).collect();
         let unused: Vec<String> = self.known.lock().keys().filter(|key| !used.contains(*key)).cloned().collect();
         for key in unused {
             store.delete(PLACEMENTS, &key).await?;

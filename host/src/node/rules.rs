@@ -15,6 +15,9 @@ use crate::limits;
 use crate::policy::{Binding, Grants, Revision, World, admission, builtin};
 use crate::registry::{History, Precondition, Versioned};
 
+/// Why a policy is moved.
+const KEPT_BUSY: &str = "its slow calls took more than a twentieth of a serving thread's time";
+
 /// The one counter of the second compatible system.
 pub const MODULO_COUNTER: &str = "default";
 
@@ -431,6 +434,45 @@ impl Node {
             Error::new(Kind::PluginNotFound, why)
         })?;
         Ok((stable.clone(), self.bind_revision(&revision, policy, field, trial)?))
+    }
+
+    /// Moves policies whose slow calls keep serving threads busy to the pool, under the rules where they do. They answer all the
+    /// while. Called about once a second.
+    pub async fn move_busy_policies(self: &Arc<Self>) {
+        for active in self.rules.load().list() {
+            let is_busy =
+                |binding: &Arc<Binding>| binding.is_busy() && builtin::find(binding.revision.name()).is_none();
+            let busy: Vec<Arc<Binding>> = active.bindings().filter(|&binding| is_busy(binding)).cloned().collect();
+            if busy.is_empty() {
+                continue;
+            }
+            let prefix = active.rule.prefix.clone();
+            for binding in busy {
+                let name = binding.revision.name();
+                tracing::warn!("{name} under the rule {prefix:?} goes on on the pool: {KEPT_BUSY}");
+                self.placements.move_to_pool(&binding, KEPT_BUSY);
+            }
+            if let Err(why) = self.off_thread(move |node| async move { node.bind_again(&active).await }).await {
+                tracing::warn!("the rule {prefix:?} keeps a policy on the serving threads for now: {why}");
+            }
+        }
+    }
+
+    /// Binds a rule that is in force where its policies are placed now.
+    async fn bind_again(&self, active: &ActiveRule) -> Result<(), Error> {
+        if let Err(why) = self.placements.save(&*self.store).await {
+            // The next change of a rule tries again.
+            tracing::warn!("where policies run is not kept for the next start: {why}");
+        }
+        let (rule, version, canary_ended) = (active.rule.clone(), active.version, active.canary_ended.clone());
+        let bound = self.bind_or_stand_in(&Versioned { rule, version, canary_ended }).await?;
+        let registry = self.registry.lock().await;
+        let prefix = &active.rule.prefix;
+        // A change that came meanwhile has bound it anew.
+        if self.rules.load().get(prefix).is_some_and(|now| now.version == version) {
+            self.publish_one(prefix, Some(bound), &registry.histories);
+        }
+        Ok(())
     }
 
     /// Looks at every canary, and takes back those that misbehave. Called about once a second.

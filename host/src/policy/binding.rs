@@ -1,6 +1,7 @@
 //! A binding: a revision with the config and the grants of one rule. Instances belong to bindings.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,6 +30,7 @@ pub struct Binding {
     pub(super) mirror: Option<Arc<Mirror>>,
     pub(super) node: Arc<Node>,
     seats: Arc<Mutex<Seats>>,
+    busy: AtomicBool,
 }
 
 impl Binding {
@@ -45,7 +47,17 @@ impl Binding {
         let (revision, config) = (revision.clone(), config.to_owned());
         let breaker = revision.shared.breakers.another();
         let (node, seats) = (node.clone(), seats.clone());
-        Ok(Self { revision, code, config, grants, id, seat, breaker, taping: Taping::default(), mirror, node, seats })
+        let (taping, busy) = (Taping::default(), AtomicBool::new(false));
+        Ok(Self { revision, code, config, grants, id, seat, breaker, taping, mirror, node, seats, busy })
+    }
+
+    pub(super) fn keeps_threads_busy(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Its slow calls took much of a serving thread's time: it should run on the pool.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 }
 

@@ -13,13 +13,14 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Opens after this many failures, or slow calls that count, without a good one between them.
+    /// Opens after this many failures, or long calls, without another one between them.
     pub consecutive_failures_max: u32,
-    /// A slow call counts when it took longer than this: whoever comes meanwhile waits that long.
+    /// A slow call is long when it took more than this: whoever comes meanwhile waits that long.
     pub long_call: Duration,
-    /// A shorter one counts when it and the slow call before it took more of a thread's time than this. A policy that is
-    /// asked now and then finds its memory out of the processor's caches each time, is slow, and hurts nobody.
-    pub slow_percent: u32,
+    /// Slow calls that are not all long may take so much time within `slow_window`: 5 % of one thread. A policy that is asked now and then
+    /// finds its memory out of the processor's caches each time, is slow, and hurts nobody.
+    pub slow_budget: Duration,
+    pub slow_window: Duration,
     /// Opens after this many failures within `window`, successes or not: a policy that fails now and then costs a new
     /// instance each time.
     pub window_failures_max: u32,
@@ -42,7 +43,8 @@ impl Default for Settings {
         Self {
             consecutive_failures_max: 5,
             long_call: Duration::from_micros(100),
-            slow_percent: 20,
+            slow_budget: Duration::from_millis(5),
+            slow_window: Duration::from_millis(100),
             window_failures_max: 20,
             window: Duration::from_secs(10),
             backoff_min: Duration::from_millis(100),
@@ -65,15 +67,27 @@ pub enum State {
     Quarantined,
 }
 
+/// What a slow call means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slow {
+    /// Nothing yet.
+    Harmless,
+    /// It opened the breaker.
+    Opened,
+    /// Slow calls keep a thread busy. The policy answers well, and elsewhere it would be in nobody's way.
+    Busy,
+}
+
 /// The state machine. Times are since any fixed moment and must not go back.
 #[derive(Debug, Clone)]
 pub struct Machine {
     settings: Settings,
     state: State,
     consecutive_failures: u32,
-    /// When the last slow call ended, and how long it took; and whether no good one followed.
-    last_slow: (Duration, Duration),
+    /// The last call was slow.
     slow: bool,
+    slow_window_start: Duration,
+    slow_spent: Duration,
     window_start: Duration,
     window_failures: u32,
     open_until: Duration,
@@ -93,8 +107,9 @@ impl Machine {
             settings,
             state: State::Closed,
             consecutive_failures: 0,
-            last_slow: (Duration::ZERO, Duration::ZERO),
             slow: false,
+            slow_window_start: Duration::ZERO,
+            slow_spent: Duration::ZERO,
             window_start: Duration::ZERO,
             window_failures: 0,
             open_until: Duration::ZERO,
@@ -156,20 +171,21 @@ impl Machine {
         self.bad(now);
     }
 
-    /// An answer that took too long. Only a row of them means anything: a thread may be interrupted at any time. Answers
-    /// whether it opened the breaker.
-    pub fn slow(&mut self, now: Duration, took: Duration) -> bool {
+    /// An answer that took too long. One means nothing: a thread may be interrupted at any time.
+    pub fn slow(&mut self, now: Duration, took: Duration) -> Slow {
         self.slow = true;
-        let (before, took_before) = std::mem::replace(&mut self.last_slow, (now, took));
-        let passed = (now + took_before).saturating_sub(before);
-        let busy = (took + took_before) * 100 >= passed * self.settings.slow_percent;
-        if took > self.settings.long_call || busy {
-            return self.bad(now);
+        if now >= self.slow_window_start + self.settings.slow_window {
+            (self.slow_window_start, self.slow_spent) = (now, Duration::ZERO);
         }
+        self.slow_spent += took;
+        if took > self.settings.long_call {
+            return if self.bad(now) { Slow::Opened } else { Slow::Harmless };
+        }
+        self.consecutive_failures = 0;
         if self.state == State::HalfOpen {
             self.succeeded(now);
         }
-        false
+        if self.slow_spent > self.settings.slow_budget { Slow::Busy } else { Slow::Harmless }
     }
 
     fn bad(&mut self, now: Duration) -> bool {
@@ -256,8 +272,8 @@ impl Breaker {
         self.tell(|machine, now| machine.failed(now));
     }
 
-    /// Whether that opened it.
-    pub fn slow(&self, took: Duration) -> bool {
+    /// As [`Machine::slow`].
+    pub fn slow(&self, took: Duration) -> Slow {
         self.tell(|machine, now| machine.slow(now, took))
     }
 
@@ -351,29 +367,45 @@ mod tests {
     fn long_answers_in_a_row_open_it_and_scattered_ones_do_not() {
         let (mut machine, took) = (Machine::new(Settings::default()), us(101));
         for n in 0..1_000 {
-            assert!((0..4).all(|_| !machine.slow(ms(n), took)), "after {n}");
+            assert!((0..4).all(|_| machine.slow(ms(n), took) == Slow::Harmless), "after {n}");
             machine.succeeded(ms(n));
         }
-        assert!((0..4).all(|n| !machine.slow(ms(1_000 + n), took)));
-        assert!(machine.slow(ms(1_010), took));
+        assert!((0..4).all(|n| machine.slow(ms(1_000 + n), took) == Slow::Harmless));
+        assert_eq!(machine.slow(ms(1_010), took), Slow::Opened);
         assert_eq!(machine.state(), State::Open);
         assert!(machine.admit(ms(1_110)));
-        assert!(machine.slow(ms(1_110), took), "one probe is enough");
+        assert_eq!(machine.slow(ms(1_110), took), Slow::Opened, "one probe is enough");
         assert!(!machine.admit(ms(1_309)));
         assert!(machine.admit(ms(1_310)), "after twice the pause");
     }
 
-    /// Slow calls of 50 us, one each so many microseconds, until it opens.
-    fn calls_until_open(every_us: u64) -> Option<u64> {
+    /// Slow calls of 50 us, one each so many microseconds, until they are too many.
+    fn calls_until_busy(every_us: u64) -> Option<u64> {
         let mut machine = Machine::new(Settings::default());
-        (1..1_000).find(|n| machine.slow(ms(7) + us(n * every_us), us(50)))
+        let found = (1..10_000).find(|n| match machine.slow(ms(7) + us(n * every_us), us(50)) {
+            Slow::Busy => true,
+            Slow::Harmless => false,
+            Slow::Opened => panic!("short calls open nothing"),
+        });
+        assert_eq!(machine.state(), State::Closed);
+        found
     }
 
     #[test]
-    fn slow_answers_count_where_they_keep_a_thread_busy() {
-        assert_eq!(calls_until_open(51), Some(6), "before the first nothing was slow");
-        assert_eq!(calls_until_open(400), Some(6));
-        assert_eq!(calls_until_open(500), None);
+    fn short_slow_calls_may_take_a_twentieth_of_a_thread() {
+        assert_eq!(calls_until_busy(51), Some(101));
+        assert!(calls_until_busy(900).is_some_and(|n| n < 400));
+        assert_eq!(calls_until_busy(1_001), None);
+    }
+
+    #[test]
+    fn good_calls_between_slow_ones_give_no_time_back() {
+        let mut machine = Machine::new(Settings::default());
+        let busy = (1..1_000).any(|n| {
+            machine.succeeded(us(400 * n));
+            machine.slow(us(400 * n + 200), us(50)) == Slow::Busy
+        });
+        assert!(busy);
     }
 
     #[test]
@@ -382,7 +414,7 @@ mod tests {
         fail_until_open(&mut machine, ms(0));
         for n in 0..3 {
             assert!(machine.admit(ms(100 + n)));
-            assert!(!machine.slow(ms(100 + n), us(50)));
+            assert_eq!(machine.slow(ms(100 + n), us(50)), Slow::Harmless);
         }
         assert_eq!(machine.state(), State::Closed);
     }
@@ -390,20 +422,22 @@ mod tests {
     #[test]
     fn calls_after_a_slow_one_are_watched_until_one_is_good() {
         let breaker = Breaker::new(Settings::default());
-        assert!(!breaker.slow(us(50)));
+        assert_eq!(breaker.slow(us(50)), Slow::Harmless);
         assert_eq!(breaker.admit(), Admission::Watched);
         breaker.succeeded(Admission::Watched);
         assert_eq!(breaker.admit(), Admission::Quiet);
     }
 
     #[test]
-    fn slow_answers_that_do_not_count_hide_none_that_do() {
+    fn long_answers_between_short_ones_keep_a_thread_busy_too() {
         let mut machine = Machine::new(Settings::default());
-        for n in 1..=4 {
-            assert!(!machine.slow(ms(10 * n), us(900)));
-            assert!(!machine.slow(ms(10 * n + 9), us(30)), "sparse");
+        for n in 1..=5 {
+            assert_eq!(machine.slow(ms(10 * n), us(900)), Slow::Harmless);
+            assert_eq!(machine.slow(ms(10 * n + 1), us(30)), Slow::Harmless, "{n}");
         }
-        assert!(machine.slow(ms(50), us(900)));
+        assert_eq!(machine.slow(ms(60), us(900)), Slow::Harmless);
+        assert_eq!(machine.slow(ms(61), us(30)), Slow::Busy);
+        assert_eq!(machine.state(), State::Closed);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::binding::Binding;
-use super::breaker::Admission;
+use super::breaker::{Admission, Slow};
 use super::fault::{Fault, Kind};
 use super::instance::Instance;
 use super::limits::INLINE_SLOW;
@@ -168,11 +168,15 @@ impl Local {
 
     #[cold]
     fn was_slow(&self, binding: &Binding, took: Duration) {
-        if binding.breaker.slow(took) {
-            let detail = format!("a call took {took:?} of a serving thread, as those before it did");
-            let (shared, fault) = (&binding.revision.shared, Fault::new(Kind::Slow, detail));
-            tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy is slow; the native choice answers");
-            shared.stats.fault(self.lane, fault);
+        match binding.breaker.slow(took) {
+            Slow::Harmless => {}
+            Slow::Busy => binding.keeps_threads_busy(),
+            Slow::Opened => {
+                let detail = format!("a call took {took:?} of a serving thread, as those before it did");
+                let (shared, fault) = (&binding.revision.shared, Fault::new(Kind::Slow, detail));
+                tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy is slow; the native choice answers");
+                shared.stats.fault(self.lane, fault);
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use crate::http::problem::Problem;
 use crate::http::request::{self, Query};
 use crate::node::rollout::{ActiveShadow, Compared};
 use crate::node::{ActiveRule, Node, Worker};
+use crate::policy::{Binding, Placement};
 use crate::registry::Precondition;
 
 /// A rule as it is shown.
@@ -31,6 +32,24 @@ pub(super) struct RuleAnswer<'a> {
     /// How the shadow's answers compare, on this node and since the rule was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     shadowed: Option<Compared>,
+    /// Policies that do not run on this node's serving threads.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    on_pool: Vec<OnPool<'a>>,
+}
+
+#[derive(Serialize)]
+struct OnPool<'a> {
+    plugin: &'a str,
+    revision: &'a str,
+    because: &'a str,
+}
+
+fn on_pool(binding: &Binding) -> Option<OnPool<'_>> {
+    let revision = &binding.revision;
+    match &revision.placement {
+        Placement::Inline => None,
+        Placement::Pooled(because) => Some(OnPool { plugin: revision.name(), revision: revision.digest(), because }),
+    }
 }
 
 impl<'a> From<&'a Arc<ActiveRule>> for RuleAnswer<'a> {
@@ -41,6 +60,7 @@ impl<'a> From<&'a Arc<ActiveRule>> for RuleAnswer<'a> {
             canary_ended: active.canary_ended.as_deref(),
             degraded: active.degraded.as_deref(),
             shadowed: active.shadow.as_ref().map(ActiveShadow::compared),
+            on_pool: active.bindings().filter_map(|binding| on_pool(binding)).collect(),
         }
     }
 }

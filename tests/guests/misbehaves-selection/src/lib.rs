@@ -12,10 +12,11 @@ use core::hint::black_box;
 
 use quipu_selection::{Request, Selection, View, log, metrics, selection};
 
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     "",
     AS_THE_COUNTER_SAYS,
     "busy-3-ms",
+    "busy-40-us",
     "error-in-configure",
     "flood-log",
     "grow-a-little-each-call",
@@ -89,6 +90,7 @@ impl Selection for Misbehaves {
             "trap-on-hundredth-call" if self.calls == 100 => panic!(),
             "loop-in-select" => endless(),
             "busy-3-ms" => busy(3_000_000),
+            "busy-40-us" => busy(40_000),
             "recurse" => return recurse(request, 0),
             "no-candidate" => return (0..).find(|shard| !request.candidates.contains(shard)).unwrap_or(u32::MAX),
             "no-shard" => return u32::MAX,
