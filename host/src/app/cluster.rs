@@ -197,6 +197,8 @@ impl Membership {
     pub fn start(&mut self, node: &Arc<Node>, settings: commit::Settings, http_address: String) -> Result<()> {
         let Some(socket) = self.sockets.take() else { bail!("a node joins once") };
         let commits = &node.commits;
+        let of_rules = node.clone();
+        self.receiver.hold_to(move |op| of_rules.hold_to_bounds(op));
         tokio::spawn(self.receiver.clone().run());
         let driver = Driver::new(
             self.links.clone(),

@@ -82,7 +82,8 @@ impl Node {
     }
 
     /// An operation that was not applied, for another try: on another candidate, if it may go there.
-    pub(super) fn moved(&self, peers: &Peers, op: Op) -> Op {
+    pub(super) fn moved(&self, peers: &Peers, mut op: Op) -> Op {
+        self.hold_to_bounds(&mut op);
         if op.key.is_some() || !matches!(op.kind, shard::Kind::Add { .. }) || self.served(peers, op.shard) {
             return op;
         }
@@ -97,8 +98,8 @@ impl Node {
         Op { shard, ..op }
     }
 
-    /// Holds an addition that another node routed to this node's rules as well. One that stood still while a bound came
-    /// into force sends by the rules that it knew.
+    /// Holds an addition to this node's rules as well as to those that it was routed by. A node that stood still while a
+    /// bound came into force, be it another or this one, routed by the rules that it knew.
     pub fn hold_to_bounds(&self, op: &mut Op) {
         if let shard::Kind::Add { bounds, .. } = &mut op.kind {
             *bounds = bounds.and(self.rules().governing(op.counter.as_str()).rule.bounds());

@@ -1,7 +1,7 @@
 //! What other nodes send: into the commit thread's queue, and the answers back on the stream they came by.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
@@ -12,11 +12,15 @@ use crate::shard::{Op, Origin, Outcome, Routes};
 
 pub type Session = u64;
 
-#[derive(Debug)]
 pub struct Receiver {
     commits: Arc<Commits>,
+    /// What this node demands of additions besides what their senders do.
+    holding: OnceLock<Holding>,
     state: Mutex<State>,
 }
+
+/// Changes an operation to what this node's own rules allow of it.
+type Holding = Box<dyn Fn(&mut Op) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -27,7 +31,14 @@ struct State {
 
 impl Receiver {
     pub fn new(commits: Arc<Commits>) -> Arc<Self> {
-        Arc::new(Self { commits, state: Mutex::default() })
+        Arc::new(Self { commits, holding: OnceLock::new(), state: Mutex::default() })
+    }
+
+    /// Everything that is accepted from now on goes through this first. Said once, before anything is.
+    pub fn hold_to(&self, own_rules: impl Fn(&mut Op) + Send + Sync + 'static) {
+        if self.holding.set(Box::new(own_rules)).is_err() {
+            tracing::error!("what a node demands of operations is said once");
+        }
     }
 
     /// Outcomes of what comes by this session go to `outcomes`, several at a time.
@@ -46,7 +57,10 @@ impl Receiver {
     }
 
     /// Operations with their rounds, in the order of their sequences for each producer and shard.
-    pub fn accept(&self, session: Session, operations: Vec<(Op, u64)>) {
+    pub fn accept(&self, session: Session, mut operations: Vec<(Op, u64)>) {
+        if let Some(hold) = self.holding.get() {
+            operations.iter_mut().for_each(|(op, _)| hold(op));
+        }
         {
             let mut state = self.state.lock();
             for (op, round) in &operations {

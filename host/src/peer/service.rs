@@ -54,9 +54,9 @@ impl Peer for Service {
     async fn exchange(&self, request: Request<Streaming<Operations>>) -> Result<Response<Outbound>, Status> {
         let (sender, outcomes) = unbounded_channel();
         let session = self.receiver.open(sender);
-        let (receiver, node) = (self.receiver.clone(), self.node.clone());
+        let (receiver, shards) = (self.receiver.clone(), self.node.shards);
         tokio::spawn(async move {
-            if let Err(why) = receive(&receiver, session, &node, request.into_inner()).await {
+            if let Err(why) = receive(&receiver, session, shards, request.into_inner()).await {
                 warn!("a node's stream ends: {}", why.message());
             }
             receiver.close(session);
@@ -130,7 +130,7 @@ impl Peer for Service {
 async fn receive(
     receiver: &Receiver,
     session: Session,
-    node: &Node,
+    shards: u32,
     mut operations: Streaming<Operations>,
 ) -> Result<(), Status> {
     while let Some(message) = operations.message().await? {
@@ -138,10 +138,7 @@ async fn receive(
         let producer = u128::from_be_bytes(producer.map_err(|_| Status::invalid_argument("no producer"))?);
         let operations = message.operations.into_iter().map(|operation| {
             let round = operation.round;
-            operation.into_op(producer, node.shards).map(|mut op| {
-                node.hold_to_bounds(&mut op);
-                (op, round)
-            })
+            operation.into_op(producer, shards).map(|op| (op, round))
         });
         let operations: Result<Vec<_>, _> = operations.collect();
         receiver.accept(session, operations.map_err(|why| Status::invalid_argument(why.to_string()))?);

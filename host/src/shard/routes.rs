@@ -4,7 +4,7 @@
 //! which they came, and so they are taken here. Where an old stream's copies were forgotten with it, a later copy may get
 //! the answer of an earlier one; the producer's rounds and the shard's marks make that harmless.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{Op, Origin};
 
@@ -12,12 +12,12 @@ use super::{Op, Origin};
 #[derive(Debug)]
 pub struct Routes<S> {
     /// By (producer, shard, sequence): the stream and round of each copy that is under way.
-    copies: HashMap<(u128, u32, u64), VecDeque<(S, u64)>>,
+    copies: BTreeMap<(u128, u32, u64), VecDeque<(S, u64)>>,
 }
 
 impl<S> Default for Routes<S> {
     fn default() -> Self {
-        Self { copies: HashMap::new() }
+        Self { copies: BTreeMap::new() }
     }
 }
 
