@@ -212,7 +212,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::registry::picture::{NodeInfo, Owner, Role, State};
+    use crate::registry::picture::{NodeInfo, Owner, State};
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -295,19 +295,7 @@ mod tests {
     }
 
     fn node(id: &str) -> NodeInfo {
-        NodeInfo {
-            id: id.into(),
-            incarnation: 1,
-            http_address: String::new(),
-            peer_address: String::new(),
-            version: String::new(),
-            role: Role::All,
-            cpu: 0.0,
-            queued: 0,
-            ready: true,
-            draining: false,
-            formats: (1, 1),
-        }
+        NodeInfo::idle(id, 1)
     }
 
     struct Member {

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use super::assignment::desired;
 use super::ownership::{Config, Effect, Event, Ownership};
-use crate::registry::picture::{NodeInfo, Owner, Picture, Role, State};
+use crate::registry::picture::{NodeInfo, Owner, Picture, State};
 
 const SHARDS: u32 = 12;
 const STEP: Duration = Duration::from_millis(50);
@@ -91,19 +91,7 @@ impl World {
 
     fn join(&mut self, name: &'static str) {
         self.incarnations += 1;
-        let info = NodeInfo {
-            id: name.into(),
-            incarnation: self.incarnations,
-            http_address: String::new(),
-            peer_address: String::new(),
-            version: String::new(),
-            role: Role::All,
-            cpu: 0.0,
-            queued: 0,
-            ready: true,
-            draining: false,
-            formats: (1, 1),
-        };
+        let info = NodeInfo::idle(name, self.incarnations);
         let config = Config {
             node: name.into(),
             incarnation: self.incarnations,

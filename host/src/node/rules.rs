@@ -465,7 +465,8 @@ impl Node {
             tracing::warn!("where policies run is not kept for the next start: {why}");
         }
         let (rule, version, canary_ended) = (active.rule.clone(), active.version, active.canary_ended.clone());
-        let bound = self.bind_or_stand_in(&Versioned { rule, version, canary_ended }).await?;
+        let _awake = self.wake_plugins_of(&rule).await?;
+        let bound = self.bind(&Versioned { rule, version, canary_ended }, Trial::Skip)?;
         let registry = self.registry.lock().await;
         let prefix = &active.rule.prefix;
         // A change that came meanwhile has bound it anew.

@@ -59,22 +59,9 @@ pub fn check(written: u32, (lowest, highest): (u32, u32)) -> Result<(), String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::picture::Role;
 
     fn node(id: &str, formats: (u32, u32)) -> NodeInfo {
-        NodeInfo {
-            id: id.into(),
-            incarnation: 1,
-            http_address: String::new(),
-            peer_address: String::new(),
-            version: "0".into(),
-            role: Role::All,
-            cpu: 0.0,
-            queued: 0,
-            ready: true,
-            draining: false,
-            formats,
-        }
+        NodeInfo { formats, ..NodeInfo::idle(id, 1) }
     }
 
     #[test]

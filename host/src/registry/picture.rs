@@ -52,6 +52,24 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// One that is ready and has nothing to do.
+    #[cfg(test)]
+    pub fn idle(id: &str, incarnation: u64) -> Self {
+        Self {
+            id: id.into(),
+            incarnation,
+            http_address: String::new(),
+            peer_address: String::new(),
+            version: "0".into(),
+            role: Role::All,
+            cpu: 0.0,
+            queued: 0,
+            ready: true,
+            draining: false,
+            formats: (1, 1),
+        }
+    }
+
     /// Whether shards may be given to it.
     pub fn takes_shards(&self) -> bool {
         self.ready && !self.draining && self.role != Role::Gateway

@@ -21,7 +21,7 @@ impl Etcd {
             // Not the picture at hand, which may be old.
             let now = shared.list().await?;
             let Some(Revised { value: config, mod_revision }) = now.config else {
-                return Err(Error::Refused(format!("The cluster's configuration, {key}, is not in etcd any more.")));
+                return Err(Error::Unavailable(format!("the cluster's configuration, {key}, is gone")));
             };
             let done = formats::finalized(config.format, now.nodes.values());
             if done.format == config.format {
