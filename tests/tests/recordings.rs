@@ -148,6 +148,7 @@ fn another_component_shows_where_it_differs() {
 #[test]
 fn totals_of_a_built_in_policy_need_no_component() {
     let (server, dir) = (Server::start(), directory());
+    server.set_rule(json!({ "match": "", "selection": { "plugin": "round-robin" } }));
     let ran = record(&server, &file(&dir), "c", &["sum", "--rule", "", "--count", "20"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let kinds: Vec<_> = lines(&file(&dir)).iter().map(|line| line["line"].as_str().unwrap_or("").to_owned()).collect();

@@ -354,12 +354,16 @@ fn compare(worker: &Worker, rule: &LocalRule, request: &Select<'_>, choice: poli
 }
 
 impl Node {
-    /// Adds candidates up to the rule's limit while all of the usual ones are saturated, as this node sees it. Keyed operations
-    /// stay with the home shard, and reads look at the widest spread there ever was, so nothing is missed or doubled.
+    /// While all of the usual candidates are saturated, as this node sees it, the others up to the rule's limit take their place:
+    /// those that are not saturated, or else all. Keyed operations stay with the home shard, and reads look at the widest
+    /// spread there ever was, so nothing is missed or doubled.
     fn widen(&self, limit: u32, hash: u64, usual: &mut Candidates) {
-        if usual.iter().all(|&shard| self.waiting(shard) >= limits::SATURATED_OPS) {
+        let saturated = |shard: u32| self.waiting(shard) >= limits::SATURATED_OPS;
+        if usual.iter().all(|&shard| saturated(shard)) {
             self.stats.widened.fetch_add(1, Ordering::Relaxed);
-            *usual = candidates(hash, self.shards, limit);
+            let all = candidates(hash, self.shards, limit);
+            let free: Candidates = all.iter().copied().filter(|&shard| !saturated(shard)).collect();
+            *usual = if free.is_empty() { all } else { free };
         }
     }
 

@@ -3,14 +3,20 @@
 //! At every refresh the policy asks `metrics.shard-cpu` for the CPU use of each shard's owner and keeps a weight per
 //! shard: the idle share of that CPU. Until the next refresh each addition draws among its candidates with these
 //! weights. An owner that is 90 % idle gets nine times as much as one that is 10 % idle, not everything: nodes that
-//! see the same figures do not all turn to the same owner. Shards of one owner have the same weight and share evenly.
+//! see the same figures do not all turn to the same owner. Shards of one owner have the same weight.
+//!
+//! Where the draw falls on a shard of the node that got the request, the first of that node's shards in rendezvous order
+//! takes the addition: more shards of one owner would share its CPU and its store all the same, and a counter that keeps to
+//! one of them has fewer partials, and entries of the journal that carry more additions each. Which shards are this
+//! node's comes with the view, and is up to a second old after a shard moved.
 //!
 //! An owner whose CPU use is not known counts as half idle. A busy one still gets 1/100 of what an idle one gets.
 //!
 //! `config`: none; leave it empty.
 //!
-//! Use it when owners differ in power or in other load. It spreads a counter over all its candidates: where one shard
-//! suffices, `rendezvous` keeps partials fewer; where queues, not CPUs, are the bottleneck, take `two-choices`.
+//! Use it when owners differ in power or in other load. It spreads a counter over the owners of its candidates: where one
+//! shard suffices, `rendezvous` keeps partials fewer; where queues, not CPUs, are the bottleneck, take `two-choices`; to
+//! write all candidates, also with a single node, `round-robin` or `random`.
 
 #![cfg_attr(target_family = "wasm", no_std)]
 
@@ -29,6 +35,8 @@ const UNKNOWN: u32 = 50;
 pub struct LeastCpu {
     /// By shard number.
     weights: Vec<u32>,
+    /// The shards that this node serves, by shard number.
+    local: Vec<bool>,
     random: Random,
 }
 
@@ -43,6 +51,7 @@ impl Selection for LeastCpu {
         self.random.stir(view);
         self.weights.clear();
         self.weights.extend(view.shards.iter().map(|shard| weight(metrics::shard_cpu(shard.shard))));
+        self.see_local(view);
     }
 
     fn select(&mut self, request: &Request) -> u32 {
@@ -52,10 +61,26 @@ impl Selection for LeastCpu {
         for shard in &request.candidates {
             match drawn.checked_sub(weight(shard)) {
                 Some(rest) => drawn = rest,
-                None => return *shard,
+                None => return self.first_like(*shard, &request.candidates),
             }
         }
         request.first()
+    }
+}
+
+impl LeastCpu {
+    fn see_local(&mut self, view: &View) {
+        self.local.clear();
+        self.local.extend(view.shards.iter().map(|shard| shard.local && shard.available));
+    }
+
+    /// This shard, or the first local candidate if this one is local too.
+    fn first_like(&self, drawn: u32, candidates: &[u32]) -> u32 {
+        let local = |shard: u32| self.local.get(shard as usize) == Some(&true);
+        if !local(drawn) {
+            return drawn;
+        }
+        candidates.iter().copied().find(|&shard| local(shard)).unwrap_or(drawn)
     }
 }
 
@@ -70,11 +95,18 @@ fn weight(cpu: Option<f64>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quipu_selection::testing::request;
+    use quipu_selection::testing::{request, view};
 
     fn shares(cpus: &[Option<f64>], candidates: &[u32]) -> Vec<u32> {
-        let weights = cpus.iter().map(|&cpu| weight(cpu)).collect();
-        let mut policy = LeastCpu { weights, random: Random::default() };
+        shares_beside(&[], cpus, candidates)
+    }
+
+    /// How 10,000 additions fall where these shards are local.
+    fn shares_beside(local: &[usize], cpus: &[Option<f64>], candidates: &[u32]) -> Vec<u32> {
+        let mut view = view(&[0; 8]);
+        local.iter().for_each(|&shard| view.shards[shard].local = true);
+        let mut policy = LeastCpu { weights: cpus.iter().map(|&cpu| weight(cpu)).collect(), ..LeastCpu::default() };
+        policy.see_local(&view);
         let mut shares = vec![0; 8];
         (0..10_000).for_each(|_| shares[policy.select(&request(7, candidates)) as usize] += 1);
         shares
@@ -84,6 +116,25 @@ mod tests {
     fn shares_follow_idle_cpu() {
         let shares = shares(&[Some(0.1), Some(0.9), Some(0.1)], &[0, 1]);
         assert!((8_800..9_200).contains(&shares[0]) && shares[0] + shares[1] == 10_000, "{shares:?}");
+    }
+
+    #[test]
+    fn one_local_shard_stands_for_all_of_them() {
+        let alone = shares_beside(&[0, 1, 2, 3], &[Some(0.5); 4], &[3, 1, 2]);
+        assert_eq!(alone[3], 10_000, "{alone:?}");
+        let shares = shares_beside(&[1, 3], &[Some(0.5); 4], &[2, 3, 1]);
+        assert!((6_400..6_900).contains(&shares[3]) && shares[1] == 0, "two of three draws: {shares:?}");
+        assert_eq!(shares[2] + shares[3], 10_000);
+    }
+
+    #[test]
+    fn a_local_shard_that_nobody_serves_yet_stands_for_none() {
+        let mut view = view(&[0; 3]);
+        view.shards.iter_mut().for_each(|shard| shard.local = true);
+        view.shards[2].available = false;
+        let mut policy = LeastCpu::default();
+        policy.see_local(&view);
+        assert!((0..1_000).all(|_| policy.select(&request(7, &[2, 1, 0])) != 0));
     }
 
     #[test]
