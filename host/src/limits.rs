@@ -193,6 +193,11 @@ pub const APPENDS: usize = 4;
 pub const APPENDS_RANGE: RangeInclusive<u64> = 1..=256;
 /// Shards with something to write for each append under way, up to those: the others gather meanwhile.
 pub const LANES_PER_APPEND: usize = 3;
+/// A shard behind a network gathers operations for so many times the duration of a write, from so many clients on, and never
+/// longer than this.
+pub const GATHER_WRITES: f64 = 1.0;
+pub const GATHER_CROWD_MIN: usize = 16;
+pub const GATHER_TIME_MAX: Duration = Duration::from_millis(5);
 /// The lease of a node in the registry, and what it may be set to. A dead node's shards wait this long.
 pub const LEASE_TTL: Duration = Duration::from_secs(5);
 pub const LEASE_TTL_RANGE: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);

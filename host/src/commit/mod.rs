@@ -49,8 +49,18 @@ pub struct Table {
     /// The shard's lane comes for what was submitted without being woken. Written before the queue is looked at, and read under
     /// its lock, so that either sees the other.
     at_work: AtomicBool,
+    /// The lane sleeps until so many are queued; 0 when it does not. Read and written as `at_work` is.
+    gather: AtomicU32,
     /// Bumped after entries were applied, for watches.
     pub changed: watch::Sender<()>,
+}
+
+impl Table {
+    /// Whether the shard's lane is to be woken for what was submitted.
+    fn wants_to_know(&self) -> bool {
+        let gather = self.gather.load(Ordering::Relaxed);
+        !self.at_work.load(Ordering::Relaxed) || gather > 0 && self.queued.load(Ordering::Relaxed) >= gather
+    }
 }
 
 /// A count that every submission changes, on a cache line of its own: readers of the table beside it do not wait for it.
@@ -203,6 +213,7 @@ impl Commits {
             epoch: AtomicU64::new(0),
             queued: Queued::default(),
             at_work: AtomicBool::new(false),
+            gather: AtomicU32::new(0),
             changed: watch::Sender::new(()),
         };
         Self {
@@ -289,8 +300,7 @@ impl Commits {
             self.release(&ops);
             return ops;
         }
-        let at_work = |op: &Op| self.tables[op.shard as usize].at_work.load(Ordering::Relaxed);
-        let wake = !ops.iter().all(at_work);
+        let wake = ops.iter().any(|op| self.tables[op.shard as usize].wants_to_know());
         queue.batches.push(ops);
         drop(queue);
         if wake {

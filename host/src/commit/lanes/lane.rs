@@ -9,6 +9,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 use tracing::{error, info, warn};
 
+use super::pace::Pace;
 use super::{RETRY, Shared};
 use crate::commit::{Control, Table, WriterState, now_ms};
 use crate::limits;
@@ -31,6 +32,10 @@ pub struct Lane {
     wake: Notify,
     /// It has something to write, or looks for more.
     at_work: Cell<bool>,
+    pace: Cell<Pace>,
+    began: Instant,
+    /// Operations answered since then.
+    answers: Cell<usize>,
     /// Takes nothing more.
     closing: Cell<bool>,
     /// Answered when the lane has ended.
@@ -58,6 +63,9 @@ impl Lane {
             confirms: RefCell::default(),
             wake: Notify::new(),
             at_work: Cell::new(false),
+            pace: Cell::default(),
+            began: Instant::now(),
+            answers: Cell::new(0),
             closing: Cell::new(false),
             ended: RefCell::default(),
         }
@@ -109,6 +117,7 @@ impl Lane {
     /// Their places in the queue are free again.
     fn answered(&self, count: usize) {
         let commits = &self.shared.commits;
+        self.answers.set(self.answers.get().wrapping_add(count));
         self.taken.set(self.taken.get().saturating_sub(count));
         let freed = u32::try_from(count).unwrap_or(u32::MAX);
         commits.tables[self.shard as usize].queued.fetch_sub(freed, Ordering::Relaxed);
@@ -171,14 +180,17 @@ impl Lane {
         let mut confirms = std::mem::take(&mut *self.confirms.borrow_mut());
         if self.writer.borrow().queued() > 0 {
             self.prepare().await?;
+            self.gather().await;
             let turn = self.shared.turns.next().await;
             self.shared.deal_submitted();
             self.enqueue();
             self.prepare().await?;
             // Begun before this append, so that its success answers them.
             confirms.append(&mut self.confirms.borrow_mut());
+            let (begun, before) = (Instant::now(), self.answers.get());
             let appended = self.commit().await?;
             drop(turn);
+            self.wrote(begun, before);
             if appended {
                 tell_all(confirms, true);
                 return Ok(());
@@ -188,6 +200,39 @@ impl Lane {
             self.answer_confirms(confirms).await?;
         }
         Ok(())
+    }
+
+    /// Waits for others, where a crowd writes: see [`Pace`]. Nobody who only asks something is kept waiting.
+    async fn gather(&self) {
+        let target = self.pace.get().target();
+        let enough = || {
+            self.taken.get() >= target
+                || self.closing.get()
+                || !self.controls.borrow().is_empty()
+                || !self.confirms.borrow().is_empty()
+        };
+        if enough() {
+            return;
+        }
+        // Known before the queue is looked at, so that whoever comes later sees it.
+        self.table().gather.store(u32::try_from(target).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.shared.deal_submitted();
+        let all_there = async {
+            while !enough() {
+                self.wake.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(limits::GATHER_TIME_MAX, all_there).await;
+        self.table().gather.store(0, Ordering::Relaxed);
+    }
+
+    /// An entry was written; so many operations had been answered when that began.
+    fn wrote(&self, begun: Instant, before: usize) {
+        let waiting = self.table().queued.load(Ordering::Relaxed) as usize;
+        let mut pace = self.pace.get();
+        let answered = self.answers.get().wrapping_sub(before);
+        pace.wrote(self.began.elapsed(), begun.elapsed(), answered, waiting);
+        self.pace.set(pace);
     }
 
     fn enqueue(&self) {

@@ -11,6 +11,7 @@
 
 mod fetch;
 mod lane;
+mod pace;
 #[cfg(test)]
 mod tests;
 mod turns;
