@@ -116,7 +116,10 @@ fn rules() -> Vec<(&'static str, &'static str, Option<Refused>)> {
         selection("busy-3-ms", None),
         selection("error-in-configure", refused(Configure, "", &["this policy refuses every rule"])),
         selection("flood-log", None),
-        selection("grow-a-little-each-call", None),
+        selection(
+            "grow-a-little-each-call",
+            refused(Select, "an addition", &["while it answers it may grow by 4096 KiB"]),
+        ),
         selection("grow-without-end", refused(Select, first, full)),
         selection("huge-error-in-configure", refused(Configure, config, &["host_calls: "])),
         selection("huge-log-line", refused(Select, first, &["host_calls: "])),

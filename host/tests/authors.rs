@@ -280,14 +280,8 @@ fn the_page_for_authors_has_the_limits_in_force() {
     for (row, figures) in [
         ("memory of an instance", vec![mib(l.memory_inline_bytes), mib(l.memory_pooled_bytes)]),
         ("a call", vec![format!("{:?} of CPU", l.deadline_inline), format!("{:?}", l.deadline_pooled)]),
-        (
-            "calls that are slow",
-            vec![
-                format!("{} in a row", breaker::Settings::default().consecutive_failures_max),
-                format!("{:?}", limits::INLINE_SLOW.0),
-                format!("{:?}", limits::INLINE_SLOW.1),
-            ],
-        ),
+        ("what its memory grows by", vec![mib(limits::GROWTH_FREE_BYTES), kib(limits::GROWTH_PER_CALL_BYTES)]),
+        ("a slow call", vec![format!("{:?}", limits::INLINE_SLOW.0), format!("{:?}", limits::INLINE_SLOW.1)]),
         (
             "instantiation and `configure`",
             vec![format!("{:?}", l.deadline_configure_inline), format!("{:?}", l.deadline_configure_pooled)],

@@ -12,11 +12,9 @@ use crate::counter::rule::PolicyRef;
 use crate::counter::{Rule, Rules};
 use crate::error::{Error, Kind};
 use crate::limits;
+use crate::policy::limits::KEPT_BUSY;
 use crate::policy::{Binding, Grants, Revision, World, admission, builtin};
 use crate::registry::{History, Precondition, Versioned};
-
-/// Why a policy is moved.
-const KEPT_BUSY: &str = "its slow calls took more than a twentieth of a serving thread's time";
 
 /// The one counter of the second compatible system.
 pub const MODULO_COUNTER: &str = "default";

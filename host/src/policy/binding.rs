@@ -11,6 +11,7 @@ use super::imports::mirror::Mirror;
 use super::limits;
 use super::recording::tape::Taping;
 use super::revision::{Code, Rejected, Revision};
+use super::share::Share;
 use super::state::Node;
 
 /// Dropping the last `Arc` frees its instances: on the pool at once, on each serving thread at its next view change.
@@ -31,6 +32,8 @@ pub struct Binding {
     pub(super) node: Arc<Node>,
     seats: Arc<Mutex<Seats>>,
     busy: AtomicBool,
+    /// Of a policy that was moved to the pool for keeping threads busy.
+    pub(super) share: Option<Share>,
 }
 
 impl Binding {
@@ -48,7 +51,8 @@ impl Binding {
         let breaker = revision.shared.breakers.another();
         let (node, seats) = (node.clone(), seats.clone());
         let (taping, busy) = (Taping::default(), AtomicBool::new(false));
-        Ok(Self { revision, code, config, grants, id, seat, breaker, taping, mirror, node, seats, busy })
+        let share = revision.kept_busy().then(Share::new);
+        Ok(Self { revision, code, config, grants, id, seat, breaker, taping, mirror, node, seats, busy, share })
     }
 
     pub(super) fn keeps_threads_busy(&self) {

@@ -110,7 +110,7 @@ mod tests {
         ) {
             let settings = Settings { faults_max: budget, ..Settings::default() };
             let faults: Vec<(Kind, u64)> = faults.into_iter().map(|(n, count)| (Kind::ALL[n], count)).collect();
-            let hosts = [Kind::QueueFull, Kind::BreakerOpen, Kind::Unavailable];
+            let hosts = [Kind::QueueFull, Kind::ShareUsed, Kind::BreakerOpen, Kind::Unavailable];
             let guests: u64 = faults.iter().filter(|(kind, _)| !hosts.contains(kind)).map(|(_, count)| count).sum();
             match judge(&settings, &counts(&faults, &[]), &Counts::default()) {
                 Verdict::Keep => prop_assert!(guests <= budget),

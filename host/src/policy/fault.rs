@@ -24,6 +24,8 @@ pub enum Kind {
     Refused,
     /// Too many calls wait for the pool.
     QueueFull,
+    /// The machine is busy, and a policy whose calls take long has used its share of a thread: it was not asked.
+    ShareUsed,
     /// The breaker is open: the policy was not asked.
     BreakerOpen,
     /// Policies are switched off, or the node has no room for another instance.
@@ -31,7 +33,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -40,6 +42,7 @@ impl Kind {
         Self::Slow,
         Self::Refused,
         Self::QueueFull,
+        Self::ShareUsed,
         Self::BreakerOpen,
         Self::Unavailable,
     ];
@@ -54,6 +57,7 @@ impl Kind {
             Self::Slow => "slow",
             Self::Refused => "refused",
             Self::QueueFull => "queue_full",
+            Self::ShareUsed => "share_used",
             Self::BreakerOpen => "breaker_open",
             Self::Unavailable => "unavailable",
         }
@@ -63,7 +67,7 @@ impl Kind {
     pub fn is_the_guests(self) -> bool {
         match self {
             Self::Trap | Self::Deadline | Self::Memory | Self::HostCalls | Self::NotACandidate | Self::Slow => true,
-            Self::Refused | Self::QueueFull | Self::BreakerOpen | Self::Unavailable => false,
+            Self::Refused | Self::QueueFull | Self::ShareUsed | Self::BreakerOpen | Self::Unavailable => false,
         }
     }
 }

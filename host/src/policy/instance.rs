@@ -15,7 +15,7 @@ use super::fault::{Fault, Kind};
 use super::imports::log;
 use super::recording::format::{self as line, Answer, Line, Shard};
 use super::revision::{CombineCall, Configure, Exports, PlanCall, Refresh, SelectCall};
-use super::state::State;
+use super::state::{Asked, State};
 use super::view::{Partial, Plan, Read, Select, Total, View};
 
 /// An instance could not be made.
@@ -194,7 +194,7 @@ impl Instance {
     }
 
     fn begin_refresh(&mut self, view: &Arc<View>, generation: u64) {
-        self.begin(self.store.data().shared.limits.deadline_refresh);
+        self.begin(Asked::Prepare, self.store.data().shared.limits.deadline_refresh);
         self.store.data_mut().view = view.clone();
         self.generation = generation;
     }
@@ -279,7 +279,7 @@ impl Instance {
         Call::Params: ComponentNamedList + Lower,
         Call::Return: ComponentNamedList + Lift,
     {
-        self.begin(self.store.data().shared.limits.deadline_inline);
+        self.begin(Asked::Answer, self.store.data().shared.limits.deadline_inline);
         let answer = function.call(&mut self.store, params);
         self.end(answer)
     }
@@ -293,15 +293,15 @@ impl Instance {
         Call::Params: ComponentNamedList + Lower,
         Call::Return: ComponentNamedList + Lift + 'static,
     {
-        self.begin(Duration::ZERO);
+        self.begin(Asked::Answer, Duration::ZERO);
         let answer = function.call_async(&mut self.store, params).await;
         self.end(answer)
     }
 
     /// The limit is of CPU time and holds for inline calls; pooled ones are timed from outside.
-    fn begin(&mut self, limit: Duration) {
+    fn begin(&mut self, asked: Asked, limit: Duration) {
         self.store.set_epoch_deadline(1);
-        self.store.data_mut().begin(limit);
+        self.store.data_mut().begin(asked, limit);
     }
 
     fn end<T>(&self, answer: wasmtime::Result<T>) -> Result<T, Fault> {
@@ -317,7 +317,7 @@ fn store(binding: &Binding) -> Store<State> {
     store.limiter(|state| &mut state.account);
     store.set_hostcall_fuel(revision.shared.limits.host_call_bytes);
     store.set_epoch_deadline(1);
-    store.data_mut().begin(revision.shared.limits.deadline_configure_inline);
+    store.data_mut().begin(Asked::Prepare, revision.shared.limits.deadline_configure_inline);
     store
 }
 

@@ -15,6 +15,13 @@ pub const POOL_NICENESS: i32 = 5;
 pub const COMPILE_NICENESS: i32 = 10;
 /// Guest frames may use this much of the thread's stack; host calls run on top of it.
 pub const STACK_BYTES_MAX: usize = 512 * 1024;
+/// Of each window of time, a policy that was moved to the pool because its calls kept serving threads busy has so much while
+/// fewer cores than this are idle; the native choice answers what comes after. A twentieth of a thread, as on the serving threads.
+pub const POOL_SHARE: Duration = Duration::from_millis(5);
+pub const POOL_SHARE_WINDOW: Duration = Duration::from_millis(100);
+pub const POOL_SHARE_IDLE_CORES: f64 = 1.0;
+/// Why such a policy is on the pool. The store keeps this text with the placement.
+pub const KEPT_BUSY: &str = "its slow calls took more than a twentieth of a serving thread's time";
 /// Stack of a pooled call: the guest's frames and those of the host calls.
 pub const POOLED_STACK_BYTES: usize = 2 * 1024 * 1024;
 /// Resources (streams, pollables, errors) that one instance may hold open at the host.
@@ -47,6 +54,12 @@ pub const DRY_RUNS_MAX: usize = 2;
 pub const DRY_RUN_TIME: Duration = Duration::from_secs(10);
 /// Dry runs of one revision, where one missed a wall-time deadline because this machine was busy with something else.
 pub const DRY_RUN_ATTEMPTS: usize = 3;
+/// What an instance may grow by while it answers: so much at any time, and so much more for each call it has answered. Each
+/// growth changes the address space of the process, and all its threads wait for that. A table with an entry for each
+/// counter grows by far less; a policy that takes more memory in call after call leaks it. In `configure` and `refresh` only
+/// the limits of memory hold.
+pub const GROWTH_FREE_BYTES: usize = 4 * 1024 * 1024;
+pub const GROWTH_PER_CALL_BYTES: usize = 4 * 1024;
 /// A policy whose calls take longer than this in the median does not run on the serving thread.
 pub const INLINE_MEDIAN_MAX: Duration = Duration::from_micros(5);
 /// A call on the serving thread is slow when it takes longer than this, and so much more for each shard it is told of. Far

@@ -187,7 +187,7 @@ impl Local {
             if let Some(seat) = self.seats.get_mut(binding.seat) {
                 *seat = None;
             }
-            binding.breaker.failed();
+            binding.breaker.failed(fault.kind);
         }
         tracing::debug!(plugin = shared.name, revision = shared.digest, %fault, "a policy failed; the native choice answers");
         shared.stats.fault(self.lane, fault);

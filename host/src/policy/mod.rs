@@ -27,6 +27,7 @@ mod pool;
 pub mod recording;
 pub mod revision;
 mod scan;
+mod share;
 mod state;
 pub mod stats;
 mod trial;

@@ -192,6 +192,10 @@ async fn ask(engine: &Engine, binding: &Arc<Binding>, question: Question) -> Opt
         shared.stats.count(LANE, Kind::Unavailable);
         return None;
     }
+    if binding.share.as_ref().is_some_and(|share| share.is_used_up(binding.node.cpu())) {
+        shared.stats.count(LANE, Kind::ShareUsed);
+        return None;
+    }
     let Some(queued) = Queued::enter(binding) else {
         shared.stats.count(LANE, Kind::QueueFull);
         return None;
@@ -253,18 +257,22 @@ async fn work(queued: Queued, question: Question, admission: Admission, tell: on
     let mut instance = match instance {
         Ok(instance) => instance,
         Err(fault) => {
-            binding.breaker.failed();
+            binding.breaker.failed(fault.kind);
             let _ = tell.send(Err(fault));
             return;
         }
     };
     let limit = shared.limits.deadline_pooled;
     let late = |_| Err(Fault::new(Kind::Deadline, format!("it did not answer within {limit:?}")));
+    let began = binding.share.as_ref().map(|share| (share, Instant::now()));
     let answer = timeout(limit, answer(&mut instance, binding, &question)).await.unwrap_or_else(late);
+    if let Some((share, began)) = began {
+        share.spend(began.elapsed());
+    }
     match &answer {
         Err(fault) if fault.kind.is_the_guests() => {
             drop(instance);
-            binding.breaker.failed();
+            binding.breaker.failed(fault.kind);
         }
         _ => {
             pooled.keep(binding.id, instance);

@@ -175,6 +175,11 @@ impl Revision {
         self.placement == Placement::Inline
     }
 
+    /// It is on the pool because its calls kept serving threads busy.
+    pub(super) fn kept_busy(&self) -> bool {
+        matches!(&self.placement, Placement::Pooled(because) if because == limits::KEPT_BUSY)
+    }
+
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
     }

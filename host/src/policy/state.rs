@@ -107,6 +107,24 @@ pub(super) enum Stop {
     Waits,
 }
 
+/// What a call of the host asks of the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To begin, or to look at a view: rare.
+    Prepare,
+    /// For an answer: often.
+    Answer,
+}
+
+/// Why an instance got no more memory or table elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Denied {
+    /// It, or the node, has all it may have.
+    Full,
+    /// It takes more in call after call.
+    Leaks,
+}
+
 /// Counts the memory and tables of one instance against its limits.
 pub(super) struct Account {
     memory_bytes_max: usize,
@@ -116,8 +134,11 @@ pub(super) struct Account {
     table_elements: usize,
     /// Taken by the growth that is under way.
     growing_bytes: usize,
+    asked: Asked,
+    /// What it may still grow by while it answers.
+    growth_left_bytes: usize,
     /// Refused something during this call.
-    pub denied: bool,
+    denied: Option<Denied>,
     /// Refused something ever.
     pub denied_once: bool,
     budget: Arc<Budget>,
@@ -125,24 +146,51 @@ pub(super) struct Account {
 }
 
 impl Account {
-    fn deny(&mut self) {
-        self.denied = true;
+    fn begin(&mut self, asked: Asked) {
+        self.denied = None;
+        self.asked = asked;
+        if asked == Asked::Answer {
+            self.growth_left_bytes = self.growth_left_bytes.saturating_add(limits::GROWTH_PER_CALL_BYTES);
+        }
+    }
+
+    fn deny(&mut self, why: Denied) {
+        self.denied = Some(why);
         self.denied_once = true;
+    }
+
+    /// Whether it may take so many bytes more; they are taken then.
+    fn grow(&mut self, bytes: usize) -> Result<(), Denied> {
+        if self.memory_bytes.saturating_add(bytes) > self.memory_bytes_max {
+            return Err(Denied::Full);
+        }
+        let growth_left = match self.asked {
+            Asked::Prepare => self.growth_left_bytes,
+            Asked::Answer => self.growth_left_bytes.checked_sub(bytes).ok_or(Denied::Leaks)?,
+        };
+        if !self.budget.take(bytes) {
+            return Err(Denied::Full);
+        }
+        self.growth_left_bytes = growth_left;
+        self.growing_bytes = bytes;
+        self.memory_bytes += bytes;
+        Ok(())
     }
 }
 
 impl ResourceLimiter for Account {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let bytes = desired.saturating_sub(current);
         self.growing_bytes = 0;
-        if self.memory_bytes.saturating_add(bytes) > self.memory_bytes_max || !self.budget.take(bytes) {
-            self.deny();
-            return Ok(false);
+        match self.grow(desired.saturating_sub(current)) {
+            Ok(()) => {
+                self.shared.stats.memory(self.memory_bytes);
+                Ok(true)
+            }
+            Err(why) => {
+                self.deny(why);
+                Ok(false)
+            }
         }
-        self.growing_bytes = bytes;
-        self.memory_bytes += bytes;
-        self.shared.stats.memory(self.memory_bytes);
-        Ok(true)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -154,7 +202,7 @@ impl ResourceLimiter for Account {
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let elements = desired.saturating_sub(current);
         if self.table_elements.saturating_add(elements) > self.table_elements_max {
-            self.deny();
+            self.deny(Denied::Full);
             return Ok(false);
         }
         self.table_elements += elements;
@@ -249,7 +297,9 @@ impl State {
                 memory_bytes: 0,
                 table_elements: 0,
                 growing_bytes: 0,
-                denied: false,
+                asked: Asked::Prepare,
+                growth_left_bytes: limits::GROWTH_FREE_BYTES,
+                denied: None,
                 denied_once: false,
                 budget: node.budget.clone(),
                 shared: shared.clone(),
@@ -272,7 +322,7 @@ impl State {
     }
 
     /// A call begins: its budget is whole again.
-    pub fn begin(&mut self, limit: Duration) {
+    pub fn begin(&mut self, asked: Asked, limit: Duration) {
         // Read first: the line is written once per tick, not once per call.
         if !self.node.asked.load(Ordering::Relaxed) {
             self.node.asked.store(true, Ordering::Relaxed);
@@ -280,7 +330,7 @@ impl State {
         self.clock = Clock { limit, since: None };
         self.host_calls_left = self.shared.limits.host_calls;
         self.io_calls_left = self.shared.limits.io_calls;
-        self.account.denied = false;
+        self.account.begin(asked);
     }
 
     /// The epoch clock ticked during an inline call.
@@ -312,13 +362,20 @@ impl State {
             (Some(Stop::HostCalls(_) | Stop::IoCalls(_)), _) => Kind::HostCalls,
             // The runtime does not export the type of this error.
             _ if cause.contains("fuel allocated for hostcalls") => Kind::HostCalls,
-            _ if self.account.denied => Kind::Memory,
+            _ if self.account.denied.is_some() => Kind::Memory,
             _ => Kind::Trap,
         };
-        let detail = match error.downcast_ref::<I32Exit>() {
-            Some(I32Exit(code)) => format!("it exited with code {code}"),
-            None if kind == Kind::Memory => format!("it was refused memory or table elements; then: {cause}"),
-            None => cause,
+        let detail = match (error.downcast_ref::<I32Exit>(), self.account.denied) {
+            (Some(I32Exit(code)), _) => format!("it exited with code {code}"),
+            (None, Some(Denied::Full)) if kind == Kind::Memory => {
+                format!("it was refused memory or table elements; then: {cause}")
+            }
+            (None, Some(Denied::Leaks)) if kind == Kind::Memory => format!(
+                "it was refused memory: while it answers it may grow by {} KiB, and {} KiB more for each call; then: {cause}",
+                limits::GROWTH_FREE_BYTES / 1024,
+                limits::GROWTH_PER_CALL_BYTES / 1024
+            ),
+            _ => cause,
         };
         Fault::new(kind, log::cut(&detail, self.shared.limits.error_text_bytes))
     }

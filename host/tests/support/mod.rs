@@ -25,6 +25,7 @@ pub fn patient() -> breaker::Settings {
     breaker::Settings {
         consecutive_failures_max: u32::MAX,
         window_failures_max: u32::MAX,
+        memory_failures_max: u32::MAX,
         ..breaker::Settings::default()
     }
 }

@@ -18,7 +18,11 @@ pub struct Settings {
     /// instance each time.
     pub window_failures_max: u32,
     pub window: Duration,
-    /// The first pause; each failed probe doubles it up to `backoff_max`.
+    /// Opens after this many failures within `window` for want of memory, as if they were in a row: the next instance would take
+    /// as much, and all threads of the process wait while memory comes and goes.
+    pub memory_failures_max: u32,
+    /// The first pause; each failed probe doubles it up to `backoff_max`, and so does each opening that follows a pause
+    /// within `window`: a policy that answers its probes well and fails with the next load may not fail most of the time.
     pub backoff_min: Duration,
     pub backoff_max: Duration,
     /// So many successes in a row after a pause close it.
@@ -40,6 +44,7 @@ impl Default for Settings {
             slow_window: Duration::from_millis(100),
             window_failures_max: 20,
             window: Duration::from_secs(10),
+            memory_failures_max: 1,
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
             probes: 3,
@@ -83,6 +88,7 @@ pub struct Machine {
     slow_spent: Duration,
     window_start: Duration,
     window_failures: u32,
+    memory_failures: u32,
     open_until: Duration,
     backoff: Duration,
     /// Openings that count towards quarantine, and when the last was.
@@ -105,6 +111,7 @@ impl Machine {
             slow_spent: Duration::ZERO,
             window_start: Duration::ZERO,
             window_failures: 0,
+            memory_failures: 0,
             open_until: Duration::ZERO,
             backoff,
             openings: 0,
@@ -147,19 +154,32 @@ impl Machine {
             self.probes_passed += 1;
             if self.probes_passed >= self.settings.probes {
                 self.state = State::Closed;
-                self.window_failures = 0;
-                self.backoff = self.settings.backoff_min;
+                self.forget_failures();
             }
         }
     }
 
+    fn forget_failures(&mut self) {
+        (self.window_failures, self.memory_failures) = (0, 0);
+    }
+
     pub fn failed(&mut self, now: Duration) {
+        self.failure(now, 0);
+    }
+
+    /// It failed because it was refused memory.
+    pub fn exhausted(&mut self, now: Duration) {
+        self.failure(now, 1);
+    }
+
+    fn failure(&mut self, now: Duration, memory_failures: u32) {
         if self.state == State::Closed {
             if now >= self.window_start + self.settings.window {
                 self.window_start = now;
-                self.window_failures = 0;
+                self.forget_failures();
             }
             self.window_failures += 1;
+            self.memory_failures += memory_failures;
         }
         self.bad(now);
     }
@@ -185,25 +205,39 @@ impl Machine {
         match self.state {
             // A call that began before it opened.
             State::Open | State::Quarantined => return false,
-            State::HalfOpen => self.backoff = (self.backoff * 2).min(self.settings.backoff_max),
+            State::HalfOpen => {
+                self.lengthen_pause();
+                self.openings += 1;
+            }
             State::Closed => {
                 self.consecutive_failures += 1;
-                if self.consecutive_failures < self.settings.consecutive_failures_max
-                    && self.window_failures < self.settings.window_failures_max
-                {
+                let again_and_again = self.consecutive_failures >= self.settings.consecutive_failures_max
+                    || self.window_failures >= self.settings.window_failures_max;
+                if !again_and_again && self.memory_failures < self.settings.memory_failures_max {
                     return false;
                 }
+                let soon = self.openings > 0 && now < self.open_until + self.settings.window;
+                if soon {
+                    self.lengthen_pause();
+                } else {
+                    self.backoff = self.settings.backoff_min;
+                }
+                // One that leaks slowly fails once in a while, and is nobody's trouble.
+                self.openings = if again_and_again || soon { self.openings + 1 } else { self.openings.max(1) };
             }
         }
         self.open(now);
         true
     }
 
+    fn lengthen_pause(&mut self) {
+        self.backoff = (self.backoff * 2).min(self.settings.backoff_max);
+    }
+
     fn open(&mut self, now: Duration) {
         if now >= self.last_opening + self.settings.openings_window {
-            self.openings = 0;
+            self.openings = 1;
         }
-        self.openings += 1;
         self.last_opening = now;
         self.state = if self.openings >= self.settings.openings_max { State::Quarantined } else { State::Open };
         self.open_until = now + self.backoff;
@@ -335,6 +369,54 @@ mod tests {
             now += ms(pause);
             assert!(machine.admit(now), "{pause}");
             machine.failed(now);
+        }
+    }
+
+    #[test]
+    fn one_failure_for_want_of_memory_opens_it_and_a_slow_leak_is_never_quarantined() {
+        let (mut machine, settings) = (Machine::new(Settings::default()), Settings::default());
+        let mut now = ms(0);
+        for _ in 0..100 {
+            machine.exhausted(now);
+            assert!(machine.state() == State::Open && !machine.admit(now + ms(99)));
+            now += ms(100);
+            recover(&mut machine, now);
+            now += settings.window;
+        }
+        let openings = (1..100)
+            .take_while(|_| {
+                machine.exhausted(now);
+                now = machine.open_until;
+                let open = machine.state() == State::Open;
+                if open {
+                    recover(&mut machine, now);
+                }
+                open
+            })
+            .count();
+        assert_eq!(openings, 15, "one that leaks fast is, like any other that fails soon again");
+    }
+
+    #[test]
+    fn a_pause_soon_after_another_is_longer_and_a_late_one_begins_anew() {
+        let (mut machine, window) = (Machine::new(Settings::default()), Settings::default().window);
+        let mut now = ms(0);
+        for pause in [100, 200, 400, 800] {
+            fail_until_open(&mut machine, now);
+            assert!(!machine.admit(now + ms(pause - 1)), "{pause}");
+            now += ms(pause);
+            recover(&mut machine, now);
+            now += window - ms(1);
+        }
+        now += ms(1);
+        fail_until_open(&mut machine, now);
+        assert!(machine.admit(now + ms(100)));
+    }
+
+    fn recover(machine: &mut Machine, now: Duration) {
+        while machine.state() != State::Closed {
+            assert!(machine.admit(now));
+            machine.succeeded(now);
         }
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::fault::Kind;
+
 pub use machine::{Machine, Settings, Slow, State};
 
 /// What [`Breaker::admit`] answers, to be handed back with the result.
@@ -53,8 +55,12 @@ impl Breaker {
         }
     }
 
-    pub fn failed(&self) {
-        self.tell(|machine, now| machine.failed(now));
+    /// A fault of this kind, which is the guest's.
+    pub fn failed(&self, kind: Kind) {
+        self.tell(|machine, now| match kind {
+            Kind::Memory => machine.exhausted(now),
+            _ => machine.failed(now),
+        });
     }
 
     /// As [`Machine::slow`].
@@ -130,7 +136,7 @@ mod tests {
     fn the_fast_path_sees_quarantine_and_release() {
         let settings = Settings { openings_max: 1, backoff_min: Duration::ZERO, ..Settings::default() };
         let breaker = Breaker::new(settings);
-        (0..5).for_each(|_| breaker.failed());
+        (0..5).for_each(|_| breaker.failed(Kind::Trap));
         assert_eq!((breaker.state(), breaker.admit()), (State::Quarantined, Admission::Refused));
         breaker.release();
         assert_eq!((breaker.state(), breaker.admit()), (State::Closed, Admission::Quiet));
@@ -140,12 +146,12 @@ mod tests {
     fn a_rule_that_fails_opens_no_other_rules_breaker() {
         let breakers = Breakers::new(Settings { openings_max: 1, ..Settings::default() });
         let (good, bad) = (breakers.another(), breakers.another());
-        (0..5).for_each(|_| bad.failed());
+        (0..5).for_each(|_| bad.failed(Kind::Trap));
         assert_eq!((good.admit(), bad.admit()), (Admission::Quiet, Admission::Refused));
         assert_eq!(breakers.state(), State::Quarantined);
         breakers.release();
         assert_eq!((bad.admit(), breakers.state()), (Admission::Quiet, State::Closed));
-        (0..5).for_each(|_| bad.failed());
+        (0..5).for_each(|_| bad.failed(Kind::Trap));
         drop(bad);
         assert_eq!(breakers.state(), State::Closed, "it went with its rule");
     }
@@ -154,11 +160,11 @@ mod tests {
     fn the_fast_path_opens_and_closes_with_the_machine() {
         let breaker = Breaker::new(Settings { backoff_min: Duration::ZERO, probes: 1, ..Settings::default() });
         assert_eq!(breaker.admit(), Admission::Quiet);
-        breaker.failed();
+        breaker.failed(Kind::Trap);
         assert_eq!(breaker.admit(), Admission::Watched);
         breaker.succeeded(Admission::Watched);
         assert_eq!(breaker.admit(), Admission::Quiet);
-        (0..5).for_each(|_| breaker.failed());
+        (0..5).for_each(|_| breaker.failed(Kind::Trap));
         assert_eq!(breaker.state(), State::Open);
         let probe = breaker.admit();
         assert_eq!(probe, Admission::Watched, "no pause: it probes at once");
