@@ -148,6 +148,8 @@ fn failing_writes_are_unknown_and_heal_without_a_restart() {
     for _ in 0..20 {
         assert_eq!(ledger.add(&server, "c"), 200);
     }
+    // On which shards it has no partial is known from the first read on.
+    ledger.check(&server, "c");
     for round in 0..3 {
         limit_file_size(&server, Some(0));
         for _ in 0..10 {

@@ -39,7 +39,9 @@ fn measured(shards: u64, spread: u64) -> u64 {
         idle >> 20,
         resident.saturating_sub(idle) as f64 / COUNTERS as f64
     );
-    assert_eq!(partials as u64, spread * COUNTERS, "they are all in memory");
+    // Of the four that were read it is also remembered on which shards they are not.
+    let (all, read) = (spread * COUNTERS, 4 * shards);
+    assert!((all..=all + read).contains(&(partials as u64)), "they are all in memory: {partials}");
     resident
 }
 

@@ -221,31 +221,46 @@ impl Node {
         pick: fn(u32, &partials::Partial) -> Option<T>,
     ) -> Result<SmallVec<[T; 16]>, Error> {
         let mut found = SmallVec::new();
-        let mut unloaded: SmallVec<[u32; 16]> = SmallVec::new();
+        let (mut unloaded, mut exists) = (SmallVec::<[u32; 16]>::new(), false);
         for &shard in shards {
             let partials = self.commits.tables[shard as usize].partials.read();
             match partials.get(hash, id) {
-                Resident::Present(partial) => found.extend(pick(shard, partial)),
+                Resident::Present(partial) => {
+                    exists = true;
+                    found.extend(pick(shard, partial));
+                }
                 Resident::Missing => {}
                 Resident::Unloaded => unloaded.push(shard),
             }
         }
         if !unloaded.is_empty() {
             let id = id.clone();
-            let loaded = self.off_thread(move |node| async move { node.load(&id, hash, &unloaded).await }).await?;
+            let loaded =
+                self.off_thread(move |node| async move { node.load(&id, hash, &unloaded, exists).await }).await?;
             found.extend(loaded.iter().filter_map(|(shard, partial)| pick(*shard, partial)));
         }
         Ok(found)
     }
 
-    /// Reads partials that are not in memory from the store, and keeps those that exist.
-    async fn load(&self, id: &Id, hash: u64, shards: &[u32]) -> Result<Vec<(u32, partials::Partial)>, Error> {
-        let mut found = Vec::new();
+    /// Reads partials that are not in memory from the store, and keeps those that exist. Where the counter `exists` on some
+    /// shard it is kept, too, that it is not on the others, so that the next read asks nothing.
+    async fn load(
+        &self,
+        id: &Id,
+        hash: u64,
+        shards: &[u32],
+        mut exists: bool,
+    ) -> Result<Vec<(u32, partials::Partial)>, Error> {
+        let mut all = SmallVec::<[_; 16]>::new();
         for &shard in shards {
-            let table = &self.commits.tables[shard as usize];
-            let evictions = table.partials.read().evictions();
+            let evictions = self.commits.tables[shard as usize].partials.read().evictions();
             let loaded = self.store.load(shard, id).await?;
-            let mut resident = table.partials.write();
+            exists |= loaded.is_some();
+            all.push((shard, evictions, loaded));
+        }
+        let mut found = Vec::new();
+        for (shard, evictions, loaded) in all {
+            let mut resident = self.commits.tables[shard as usize].partials.write();
             // The writer may have loaded and changed it meanwhile; then its value is the newer one.
             let newest = match resident.get(hash, id) {
                 Resident::Present(partial) => Some(partial),
@@ -253,7 +268,7 @@ impl Node {
                 Resident::Unloaded => loaded.as_ref(),
             };
             found.extend(newest.map(|partial| (shard, partial.clone())));
-            resident.load_if(evictions, hash, id, loaded);
+            resident.load_if(evictions, hash, id, loaded, exists);
         }
         Ok(found)
     }

@@ -144,11 +144,11 @@ impl Partials {
     /// `evictions_seen`: the writer may have loaded, changed and forgotten this very one, and the value be too old.
     /// The value is right for the reader's answer all the same, for it was the newest when the reader began.
     ///
-    /// That the store holds nothing is not remembered for readers: guessed ids would fill the memory. Nor is anything,
-    /// once `resident_max` counters are resident.
-    pub fn load_if(&mut self, evictions_seen: u64, hash: u64, id: &Id, partial: Option<Partial>) {
+    /// That the store holds nothing is remembered for readers only of a counter that `exists` on another shard: guessed
+    /// ids would fill the memory. Nor is anything, once `resident_max` counters are resident.
+    pub fn load_if(&mut self, evictions_seen: u64, hash: u64, id: &Id, partial: Option<Partial>, exists: bool) {
         let room = self.resident_max.is_none_or(|max| self.len() < max);
-        if evictions_seen == self.evictions && partial.is_some() && room {
+        if evictions_seen == self.evictions && (partial.is_some() || exists) && room {
             self.load(hash, id, partial);
         }
     }

@@ -85,6 +85,42 @@ fn relaxed_operations_that_an_owner_could_not_write_are_left_for_the_next() {
 }
 
 #[test]
+fn those_who_were_just_answered_are_gathered_and_nobody_is_waited_for_without_end() {
+    let (store, mut sent) = (store(), 0);
+    let node = owner(&store);
+    store.delay_appends(Duration::from_millis(4));
+    let pause = || node.wait(async { tokio::time::sleep(Duration::from_micros(500)).await });
+    let mut submit = |count: u32| {
+        let op = |_| Op { origin: Origin::Relaxed, ..add("a", 1, 0) };
+        node.commits.submit((0..count).map(op)).expect("there is room");
+        sent += i64::from(count);
+    };
+    let settled = || {
+        while node.commits.queued() > 0 {
+            pause();
+        }
+        node.commits.stats.entries.load(Ordering::Relaxed)
+    };
+    // A machine that has other things to do may be late with the second half.
+    let gathered = (0..50).any(|_| {
+        for _ in 0..3 {
+            submit(40);
+            settled();
+        }
+        let before = settled();
+        submit(20);
+        pause();
+        submit(20);
+        settled() == before + 1
+    });
+    assert!(gathered, "the second half never shared the first one's entry");
+    submit(1);
+    settled();
+    assert!(node.wait(node.commits.confirm(shard("a"))));
+    assert_eq!(node.value("a"), Some(sent));
+}
+
+#[test]
 fn an_idle_owner_that_was_replaced_does_not_confirm() {
     let store = store();
     let (first, second) = (owner(&store), Node::on(&store));

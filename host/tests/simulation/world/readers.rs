@@ -80,7 +80,8 @@ impl World {
         if self.mutation == Some(Mutation::ReaderWithoutGuard) {
             node.partials.load(hash, &id, loaded);
         } else {
-            node.partials.load_if(evictions, hash, &id, loaded);
+            // As of a counter that another shard has: then it is remembered, too, that this one has none.
+            node.partials.load_if(evictions, hash, &id, loaded, true);
         }
         self.judge_read(at, counter, epoch, acked, seen.as_ref());
     }
