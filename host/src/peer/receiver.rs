@@ -61,17 +61,21 @@ impl Receiver {
         if let Some(hold) = self.holding.get() {
             operations.iter_mut().for_each(|(op, _)| hold(op));
         }
-        {
-            let mut state = self.state.lock();
+        // Held until their ways back are known: nothing is answered before.
+        let mut state = self.state.lock();
+        let taken = self.commits.submit(operations.iter().map(|(op, _)| op.clone()).collect::<Vec<_>>().into_iter());
+        if taken.is_ok() {
             for (op, round) in &operations {
                 state.routes.came(session, *round, op);
             }
+            return;
         }
-        let taken = self.commits.submit(operations.iter().map(|(op, _)| op.clone()).collect::<Vec<_>>().into_iter());
-        if taken.is_err() {
-            let refused = operations.iter().filter_map(|(op, _)| sequence(op)).map(|of| (of, Outcome::NotApplied));
-            self.state.lock().answer(refused);
-        }
+        // By the stream that they came by: copies of them that came before have answers of their own.
+        let refused = operations.iter().filter_map(|(op, round)| {
+            let (_, shard, seq) = sequence(op)?;
+            Some(OperationOutcome::new(shard, seq, *round, Outcome::NotApplied))
+        });
+        state.send(session, refused.collect());
     }
 
     /// Hands answers on, for as long as the commit thread lives.
@@ -98,10 +102,14 @@ impl State {
             by_session.entry(session).or_default().push(OperationOutcome::new(shard, seq, round, outcome));
         }
         for (session, outcomes) in by_session {
-            if let Some(sender) = self.sessions.get(&session) {
-                // A stream that ended has closed its session, or is about to.
-                let _ = sender.send(outcomes);
-            }
+            self.send(session, outcomes);
+        }
+    }
+
+    fn send(&self, session: Session, outcomes: Vec<OperationOutcome>) {
+        if let Some(sender) = self.sessions.get(&session) {
+            // A stream that ended has closed its session, or is about to.
+            let _ = sender.send(outcomes);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The way back: which stream brought which copy of a producer's sequence.
 //!
 //! A sequence can be under way more than once, by an old stream and by a new one. A shard answers copies in the order in
-//! which they came, and so they are taken here. Where an old stream's copies were forgotten with it, a later copy may get
-//! the answer of an earlier one; the producer's rounds and the shard's marks make that harmless.
+//! which they came, and so they are taken here. A copy whose stream ended keeps its place until it is answered: were its
+//! answer given to the next copy, a gap before an old copy would be told of a new one, and the producer would begin anew
+//! with operations that the new copies are about to apply.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,8 +12,8 @@ use super::{Op, Origin};
 /// `S` names a stream.
 #[derive(Debug)]
 pub struct Routes<S> {
-    /// By (producer, shard, sequence): the stream and round of each copy that is under way.
-    copies: BTreeMap<(u128, u32, u64), VecDeque<(S, u64)>>,
+    /// By (producer, shard, sequence): the stream and round of each copy that is under way; None where the stream ended.
+    copies: BTreeMap<(u128, u32, u64), VecDeque<Option<(S, u64)>>>,
 }
 
 impl<S> Default for Routes<S> {
@@ -22,29 +23,28 @@ impl<S> Default for Routes<S> {
 }
 
 impl<S: Copy + PartialEq> Routes<S> {
-    /// A copy came. Only a peer's have a way back.
+    /// A copy came, and the shard will answer it. Only a peer's have a way back.
     pub fn came(&mut self, stream: S, round: u64, op: &Op) {
         if let Origin::Peer { producer, seq, .. } = op.origin {
-            self.copies.entry((producer, op.shard, seq)).or_default().push_back((stream, round));
+            self.copies.entry((producer, op.shard, seq)).or_default().push_back(Some((stream, round)));
         }
     }
 
     /// The shard answered a copy: the stream and round that its answer goes to, if the stream is still there.
     pub fn back(&mut self, producer: u128, shard: u32, seq: u64) -> Option<(S, u64)> {
         let copies = self.copies.get_mut(&(producer, shard, seq))?;
-        let copy = copies.pop_front();
+        let copy = copies.pop_front().flatten();
         if copies.is_empty() {
             self.copies.remove(&(producer, shard, seq));
         }
         copy
     }
 
-    /// The stream ended: its copies are not answered.
+    /// The stream ended: the answers to its copies go nowhere.
     pub fn ended(&mut self, stream: S) {
-        self.copies.retain(|_, copies| {
-            copies.retain(|&(of, _)| of != stream);
-            !copies.is_empty()
-        });
+        for copy in self.copies.values_mut().flatten() {
+            *copy = copy.filter(|&(of, _)| of != stream);
+        }
     }
 
     /// Another node serves the shard now: what was not answered here never will be.
@@ -84,6 +84,7 @@ mod tests {
         }
         routes.ended('a');
         routes.forget(1);
+        assert_eq!(routes.back(1, 0, 1), None, "the answer to the first copy is not the second one's");
         assert_eq!(routes.back(1, 0, 1), Some(('b', 1)));
         assert_eq!(routes.back(1, 1, 1), None);
         assert!(routes.copies.is_empty());
