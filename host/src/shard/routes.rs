@@ -9,11 +9,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{Op, Origin};
 
+/// The stream and round of a copy; None where the stream ended.
+type Copied<S> = Option<(S, u64)>;
+
 /// `S` names a stream.
 #[derive(Debug)]
 pub struct Routes<S> {
-    /// By (producer, shard, sequence): the stream and round of each copy that is under way; None where the stream ended.
-    copies: BTreeMap<(u128, u32, u64), VecDeque<Option<(S, u64)>>>,
+    /// Of each copy that is under way, by (producer, shard, sequence).
+    copies: BTreeMap<(u128, u32, u64), VecDeque<Copied<S>>>,
 }
 
 impl<S> Default for Routes<S> {
