@@ -328,6 +328,9 @@ fn the_page_for_authors_has_the_limits_in_force() {
     let settings = breaker::Settings::default();
     let opens = (settings.consecutive_failures_max, settings.window_failures_max, settings.window.as_secs());
     assert_eq!(opens, (5, 20, 10), "the page says when the breaker opens");
+    assert_eq!(settings.memory_failures_max, 1, "the page says that one fault for want of memory is enough");
+    let pauses = (settings.backoff_min.as_millis(), settings.backoff_max.as_secs(), settings.openings_max);
+    assert_eq!(pauses, (100, 30, 16), "the page says how long its pauses are, and which is the last");
 }
 
 fn space(keys: usize, key_bytes: usize, bytes: usize) -> Vec<String> {

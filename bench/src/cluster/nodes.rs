@@ -79,7 +79,8 @@ impl Cluster {
         Ok(Self { name, nodes: vec![node], started: 1 })
     }
 
-    /// Makes the counters of the bench resident in nearly all shards of their spread: each pass reaches one of three.
+    /// Makes the counters of the bench resident in nearly all shards that will take additions: one of each owner among their
+    /// candidates, and each pass reaches one of them.
     pub fn fill(&self) -> anyhow::Result<()> {
         (0..FILLS).try_for_each(|_| self.nodes[0].fill())
     }

@@ -14,7 +14,7 @@ pub mod lanes;
 pub mod standby;
 mod takeover;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};

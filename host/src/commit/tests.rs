@@ -9,14 +9,14 @@ use crate::shard::partials::Resident;
 use crate::shard::{Kind, Origin, Outcome, Refusal};
 use crate::store::memory::{Disk, Fault, MemoryStore};
 
-pub(super) const SHARDS: u32 = 3;
+pub(crate) const SHARDS: u32 = 3;
 pub(super) const SETTINGS: Settings =
     Settings { key_window: Duration::from_secs(3600), replay_bytes: 1 << 20, resident_max: 1_000_000 };
 /// Longer than anything here takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node of one serving thread, which is the test's.
-pub(super) struct Node {
+pub(crate) struct Node {
     pub commits: Arc<Commits>,
     pub store: Arc<MemoryStore>,
     threads: Threads,

@@ -120,3 +120,59 @@ fn sequence(op: &Op) -> Option<(u128, u32, u64)> {
         Origin::Local { .. } | Origin::Relaxed => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::commit::tests::{Node, SHARDS};
+    use crate::counter::{Bounds, Id, key_hash};
+    use crate::shard::Kind;
+    use crate::store::memory::MemoryStore;
+
+    /// The first sequence of a producer, for shard 0.
+    fn op() -> Op {
+        Op {
+            shard: 0,
+            counter: Id::new("c").expect("valid"),
+            hash: key_hash("c"),
+            kind: Kind::Add { amount: 1, bounds: Bounds::NONE },
+            key: None,
+            origin: Origin::Peer { producer: 7, seq: 1, acked: 0 },
+            at_ms: 5,
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_refused_at_once_takes_no_answer_of_an_earlier_one() {
+        let store = Arc::new(MemoryStore::new(SHARDS));
+        let node = Node::on(&store);
+        node.wait(node.commits.take_over(0)).expect("taken over");
+        store.delay_appends(Duration::from_millis(500));
+        let receiver = Receiver::new(node.commits.clone());
+        let ((to_old, mut old), (to_new, mut new)) = (unbounded_channel(), unbounded_channel());
+        let (old_session, new_session) = (receiver.open(to_old), receiver.open(to_new));
+
+        receiver.accept(old_session, vec![(op(), 1)]);
+        let mut reserved = 0;
+        while node.commits.reserve(1).is_ok() {
+            reserved += 1;
+        }
+        receiver.accept(new_session, vec![(op(), 2)]);
+        node.commits.unreserve(reserved);
+        let refused = OperationOutcome::new(0, 1, 2, Outcome::NotApplied);
+        assert_eq!(node.wait(new.recv()), Some(vec![refused]));
+
+        let applied = OperationOutcome::new(0, 1, 1, Outcome::Applied { value: 1, replayed: false });
+        let heard = node.wait(async {
+            tokio::select! {
+                () = receiver.run() => None,
+                heard = old.recv() => heard,
+            }
+        });
+        assert_eq!(heard, Some(vec![applied]));
+    }
+}
