@@ -18,8 +18,8 @@ use self::cluster::Membership;
 use crate::commit::{self, Commits, Inbox};
 use crate::counter::{Id, key_hash};
 use crate::cpu;
+use crate::front::server::{self, Server, Speaks};
 use crate::http::connection::Listener;
-use crate::http::server::{self, Server};
 use crate::limits;
 use crate::node::{self, Node};
 use crate::policy::{self, ShardInfo, View};
@@ -84,6 +84,10 @@ pub async fn run(settings: Settings) -> Result<()> {
     let main = server::bind(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = main.local_addr()?;
     let compat = bind_compat(&settings)?;
+    let resp = settings.resp_listen.map(|address| {
+        server::bind(address).with_context(|| format!("cannot listen on {address} for clients of Redis"))
+    });
+    let resp = resp.transpose()?;
     let server = Server::start(
         node.clone(),
         &inboxes,
@@ -97,12 +101,14 @@ pub async fn run(settings: Settings) -> Result<()> {
         membership.start(&node, commit_settings, advertised(address).to_string())?;
     }
     let sampling = tokio::spawn(sample(node.clone(), membership.as_ref().map(|membership| membership.etcd.clone())));
-    announce(address, &compat)?;
+    announce(address, &compat, resp.as_ref())?;
 
     let accepting = async {
-        let main = server.accept(main, Listener::Main);
-        let shards = compat.into_iter().map(|(shard, socket)| server.accept(socket, Listener::CompatShard(shard)));
-        futures_util::future::try_join(main, futures_util::future::try_join_all(shards)).await
+        let main = [(Speaks::Http(Listener::Main), main)].into_iter();
+        let shards = compat.into_iter().map(|(shard, socket)| (Speaks::Http(Listener::CompatShard(shard)), socket));
+        let resp = resp.into_iter().map(|socket| (Speaks::Resp, socket));
+        let all = main.chain(shards).chain(resp).map(|(speaks, socket)| server.accept(socket, speaks));
+        futures_util::future::try_join_all(all).await
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -183,11 +189,18 @@ fn advertised(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
 }
 
 /// The first line on stdout, for people and for scripts that wait for it.
-fn announce(address: std::net::SocketAddr, compat: &[(u32, std::net::TcpListener)]) -> Result<()> {
+fn announce(
+    address: std::net::SocketAddr,
+    compat: &[(u32, std::net::TcpListener)],
+    resp: Option<&std::net::TcpListener>,
+) -> Result<()> {
     use std::io::Write;
     let mut line = format!("quipu ready http={}", advertised(address));
     for (shard, socket) in compat {
         line.push_str(&format!(" shard{shard}={}", socket.local_addr()?));
+    }
+    if let Some(socket) = resp {
+        line.push_str(&format!(" resp={}", advertised(socket.local_addr()?)));
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;

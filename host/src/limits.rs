@@ -32,6 +32,18 @@ pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Open connections of a node, watches included.
 pub const CONNECTIONS_MAX: usize = 10_000;
+/// Requests under way on one connection of HTTP/2.
+pub const STREAMS_MAX: u32 = 256;
+/// What the client of an HTTP/2 connection may send before it is read: for one request, and for all of the connection.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes of one answer over HTTP/2 that wait for their client at once.
+pub const STREAM_SEND_BYTES_MAX: usize = 256 * 1024;
+/// Commands of one connection that speaks RESP which are under way at once; more wait in its socket.
+pub const RESP_COMMANDS_MAX: usize = 1_024;
+/// Words of one command, and bytes of a word: the longest id and the most ids fit.
+pub const RESP_WORDS_MAX: usize = 1_024;
+pub const RESP_WORD_BYTES_MAX: usize = 1_024;
 /// Connections that the kernel keeps until they are accepted.
 pub const ACCEPT_BACKLOG: i32 = 4_096;
 /// Open watches (server-sent events) of a node.

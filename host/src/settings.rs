@@ -41,6 +41,10 @@ pub struct Knobs {
     #[arg(long, value_name = "HOST:PORT", help_heading = "Network")]
     compat_shard_listen: Option<Text>,
 
+    /// Also serve clients of Redis here: INCRBY, GET and others (docs/redis.md); port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Network")]
+    resp_listen: Option<Text>,
+
     /// Token that /v1/plugins, /v1/rules and /v1/cluster ask for (1-512 visible ASCII characters)
     ///
     /// Without one they answer on loopback only. Others on this machine can see flags: prefer --admin-token-file.
@@ -200,6 +204,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Shard i also listens on this port + i; port 0 means a free port for each.
     pub compat_shard_listen: Option<SocketAddr>,
+    /// Where RESP is spoken, the protocol of Redis.
+    pub resp_listen: Option<SocketAddr>,
     pub admin_token: Option<Secret>,
     pub data_dir: PathBuf,
     /// 1 to [`limits::SHARDS_MAX`].
@@ -273,6 +279,7 @@ impl Settings {
                 |k| &k.compat_shard_listen,
                 |t| value::address(t).and_then(|first| ports_for_shards(first, shards)),
             ),
+            resp_listen: layers.read("resp-listen", |k| &k.resp_listen, value::address),
             admin_token: admin_token(&mut layers),
             shards,
             idempotency_window: layers

@@ -53,11 +53,12 @@ const RULES: &[Rule] = &[
         why: "only the HTTP front speaks HTTP",
     },
     Rule {
-        inside: &["http"],
+        inside: &["front", "http", "resp"],
         except: &[],
         never: &["crate::store", "store::Store", "fjall", "scylla"],
-        why: "http never touches a store",
+        why: "no front touches a store",
     },
+    Rule { inside: &["resp"], except: &[], never: &["hyper", "crate::http"], why: "the Redis front speaks no HTTP" },
     Rule {
         inside: &[""],
         except: &["policy"],

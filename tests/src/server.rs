@@ -276,6 +276,11 @@ impl Server {
             .unwrap_or_else(|| panic!("no shard {shard} in {:?}", self.ready))
     }
 
+    /// Where it speaks RESP; panics unless it was told to.
+    pub fn resp_addr(&self) -> SocketAddr {
+        address_in(&self.ready, "resp=").unwrap_or_else(|| panic!("no resp in {:?}", self.ready))
+    }
+
     /// `kill -9`, as a crash would.
     pub fn kill(mut self) -> Launch {
         self.running.child.kill().expect("our own child");

@@ -104,7 +104,7 @@ impl Membership {
     /// waits until the lease of its predecessor has ended.
     pub async fn join(settings: &Settings, chosen: &Chosen, commits: &Arc<Commits>) -> Result<Self> {
         let identity = chosen.peer_tls.as_ref().map(identity).transpose()?;
-        let socket = crate::http::server::bind(chosen.peer_listen)
+        let socket = crate::front::server::bind(chosen.peer_listen)
             .with_context(|| format!("cannot listen on {} for other nodes", chosen.peer_listen))?;
         let bound = socket.local_addr()?;
         let peer_address = match &chosen.advertise {

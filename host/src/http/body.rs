@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -18,6 +18,16 @@ pub enum Body {
     /// None once it was taken.
     Full(Option<Bytes>),
     Events(Pin<Box<dyn Stream<Item = Bytes>>>),
+}
+
+impl Body {
+    /// Keeps `held` until the last event went out. A whole body is out of our hands at once.
+    pub fn holding(self, held: impl Sized + 'static) -> Self {
+        match self {
+            Self::Full(bytes) => Self::Full(bytes),
+            Self::Events(events) => Self::Events(Box::pin(events.inspect(move |_| _ = &held))),
+        }
+    }
 }
 
 impl hyper::body::Body for Body {
@@ -65,6 +75,15 @@ pub fn no_content() -> Response<Body> {
     let mut response = Response::new(Body::Full(None));
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
+}
+
+/// What HEAD is answered: everything but the body.
+pub fn only_head(response: Response<Body>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    if let Some(bytes) = body.size_hint().exact() {
+        head.headers.insert(header::CONTENT_LENGTH, bytes.into());
+    }
+    Response::from_parts(head, Body::Full(None))
 }
 
 pub fn events(events: impl Stream<Item = Bytes> + 'static) -> Response<Body> {

@@ -1,27 +1,26 @@
-//! One connection: its requests, and the clocks that end it when its client is slow or silent.
+//! One connection and its requests, over HTTP/1.1 or HTTP/2, whichever the client begins with.
 //!
-//! No timer is armed per request: a sweep once a second looks at what each connection is doing and since when.
+//! Over HTTP/2 many requests share a connection: each runs as a task of its own on the connection's thread, and answers
+//! that are ready together leave together.
 
-use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Method, Request, Version, header};
 use hyper::body::Incoming;
 use hyper::rt::ReadBufCursor;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 
-use super::body::Body;
 use super::{Http, compat, route};
+use crate::front::Activity;
 use crate::limits;
 use crate::node::Worker;
 
@@ -31,84 +30,6 @@ pub enum Listener {
     Main,
     /// The port of one shard of the second compatible system.
     CompatShard(u32),
-}
-
-/// How often connections are looked at.
-pub const SWEEP: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Between requests.
-    Idle,
-    /// Part of a request's head has come.
-    Head,
-    /// A request is being answered; its own limits apply.
-    Busy,
-    /// Events go out until somebody ends it.
-    Streaming,
-}
-
-/// What a connection is doing, for the sweep and the drain.
-pub struct Activity {
-    phase: Cell<Phase>,
-    /// Sweeps since the phase began.
-    sweeps: Cell<u32>,
-    draining: Cell<bool>,
-    closing: Cell<bool>,
-    expired: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self {
-            phase: Cell::new(Phase::Idle),
-            sweeps: Cell::new(0),
-            draining: Cell::new(false),
-            closing: Cell::new(false),
-            expired: Cell::new(false),
-            waker: RefCell::new(None),
-        }
-    }
-}
-
-impl Activity {
-    fn enter(&self, phase: Phase) {
-        self.phase.set(phase);
-        self.sweeps.set(0);
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// One sweep has passed.
-    pub fn sweep(&self) {
-        let limit = match self.phase.get() {
-            Phase::Head => limits::REQUEST_READ_TIMEOUT,
-            Phase::Idle => limits::KEEP_ALIVE_TIMEOUT,
-            Phase::Busy | Phase::Streaming => return,
-        };
-        self.sweeps.set(self.sweeps.get() + 1);
-        if self.sweeps.get() > (limit.as_millis() / SWEEP.as_millis()) as u32 {
-            self.expired.set(true);
-            self.wake();
-        }
-    }
-
-    /// Each answer from now on is the last on its connection and says so.
-    pub fn drain(&self) {
-        self.draining.set(true);
-    }
-
-    /// Close when the request under way, if there is one, is answered.
-    pub fn close(&self) {
-        if !self.closing.replace(true) {
-            self.wake();
-        }
-    }
 }
 
 /// Notices when a head begins to arrive.
@@ -124,8 +45,8 @@ impl hyper::rt::Read for Watched {
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(context, buffer);
-        if polled.is_ready() && self.activity.phase.get() == Phase::Idle {
-            self.activity.enter(Phase::Head);
+        if polled.is_ready() {
+            self.activity.received();
         }
         polled
     }
@@ -157,6 +78,33 @@ impl hyper::rt::Write for Watched {
     }
 }
 
+/// Starts the requests of a connection on the thread that serves it.
+#[derive(Clone, Copy)]
+struct SameThread;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for SameThread {
+    fn execute(&self, request: F) {
+        tokio::task::spawn_local(request);
+    }
+}
+
+/// How connections are spoken with.
+fn protocols() -> auto::Builder<SameThread> {
+    let mut builder = auto::Builder::new(SameThread);
+    // Head and body of an answer go out as one piece: copying a short body is cheaper than handing two pieces to the system.
+    // Without `pipeline_flush`: with it an answer is not sent while bytes of the client are left over, as they are behind
+    // a head that is refused.
+    builder.http1().writev(false).max_buf_size(limits::HEADER_BYTES_MAX);
+    builder
+        .http2()
+        .max_concurrent_streams(limits::STREAMS_MAX)
+        .max_header_list_size(limits::HEADER_BYTES_MAX as u32)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(limits::STREAM_SEND_BYTES_MAX);
+    builder
+}
+
 /// Serves a connection until it ends, times out, or has drained.
 pub async fn serve(
     http: Rc<Http>,
@@ -166,10 +114,14 @@ pub async fn serve(
     listener: Listener,
     activity: Rc<Activity>,
 ) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (http, worker, activity) = (http.clone(), worker.clone(), activity.clone());
-        async move {
-            activity.enter(Phase::Busy);
+    let seen = activity.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (http, worker, activity) = (http.clone(), worker.clone(), seen.clone());
+        // In a place of its own from the start: hyper and tokio move what they are given several times.
+        Box::pin(async move {
+            let multiplexed = request.version() == Version::HTTP_2;
+            let open = activity.open(multiplexed);
+            let only_head = request.method() == Method::HEAD;
             let mut response = match listener {
                 Listener::Main => route::answer(&http, &worker, peer, request).await,
                 Listener::CompatShard(shard) => {
@@ -178,69 +130,30 @@ pub async fn serve(
                     Box::pin(compat::answer_shard(&worker, shard, &head, body)).await
                 }
             };
-            if activity.draining.get() {
+            if activity.is_draining() && !multiplexed {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            let streams = matches!(response.body(), Body::Events(_));
-            activity.enter(if streams { Phase::Streaming } else { Phase::Idle });
-            Ok::<_, Infallible>(response)
-        }
+            if only_head {
+                response = super::body::only_head(response);
+            }
+            Ok::<_, Infallible>(response.map(|body| body.holding(open)))
+        })
     });
     let io = Watched { io: TokioIo::new(stream), activity: activity.clone() };
-    // Head and body of an answer go out as one piece: copying a short body is cheaper than handing two pieces to the system.
-    // Without `pipeline_flush`: with it an answer is not sent while bytes of the client are left over, as they are behind
-    // a head that is refused.
-    let connection =
-        http1::Builder::new().writev(false).max_buf_size(limits::HEADER_BYTES_MAX).serve_connection(io, service);
-    let mut connection = pin!(connection);
+    let protocols = protocols();
+    let mut connection = pin!(protocols.serve_connection(io, service));
     let mut told = false;
     poll_fn(|context| {
-        if activity.expired.get() {
+        if activity.is_expired() {
             return Poll::Ready(());
         }
-        if activity.closing.get() && !told {
+        if activity.is_closing() && !told {
             told = true;
             connection.as_mut().graceful_shutdown();
         }
-        match &mut *activity.waker.borrow_mut() {
-            Some(waker) => waker.clone_from(context.waker()),
-            none => *none = Some(context.waker().clone()),
-        }
+        activity.watch(context);
         // A client that breaks the protocol or its connection has been answered as far as it can be.
         connection.as_mut().poll(context).map(drop)
     })
     .await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slow_heads_and_silent_connections_are_ended() {
-        let activity = Activity::default();
-        for _ in 0..limits::KEEP_ALIVE_TIMEOUT.as_secs() {
-            activity.sweep();
-        }
-        assert!(!activity.expired.get());
-        activity.sweep();
-        assert!(activity.expired.get());
-
-        let activity = Activity::default();
-        activity.enter(Phase::Head);
-        for _ in 0..=limits::REQUEST_READ_TIMEOUT.as_secs() {
-            activity.sweep();
-        }
-        assert!(activity.expired.get());
-    }
-
-    #[test]
-    fn work_and_streams_are_left_alone() {
-        for phase in [Phase::Busy, Phase::Streaming] {
-            let activity = Activity::default();
-            activity.enter(phase);
-            (0..10_000).for_each(|_| activity.sweep());
-            assert!(!activity.expired.get());
-        }
-    }
 }

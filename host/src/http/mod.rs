@@ -1,6 +1,6 @@
 //! The HTTP front: connections, routes and forms of answers. It parses and answers; `node` decides.
 //!
-//! `server` accepts and keeps connections, `route` is the table of paths, `v1` and `admin` are our own contract,
+//! `connection` speaks HTTP/1.1 and HTTP/2, `route` is the table of paths, `v1` and `admin` are our own contract,
 //! `compat` the routes of the systems that Quipu replaces. No store is named here.
 
 pub mod admin;
@@ -12,7 +12,6 @@ pub mod ops;
 pub mod problem;
 pub mod request;
 pub mod route;
-pub mod server;
 pub mod v1;
 
 /// What all connections share.

@@ -164,6 +164,11 @@ impl Node {
         Ok(!self.live(id, hash, &shards).await?.is_empty())
     }
 
+    /// Whether one shard holds all there is of a counter.
+    pub fn is_on_one_shard(&self, id: &Id) -> bool {
+        self.read_set(id, key_hash(id.as_str())).len() == 1
+    }
+
     /// Every live partial of a counter, or `CounterNotFound`.
     pub async fn partials(self: &Arc<Self>, id: &Id) -> Result<Live, Error> {
         let hash = key_hash(id.as_str());

@@ -47,8 +47,7 @@ fn from_loopback(peer: SocketAddr, head: &Parts) -> Result<(), Problem> {
     if !peer.ip().to_canonical().is_loopback() {
         return Err(Problem::Forbidden(HINT));
     }
-    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let authority = host.and_then(|host| host.parse::<Authority>().ok());
+    let authority = authority(head);
     if !authority.as_ref().is_some_and(|authority| names_loopback(authority.host())) {
         return Err(Problem::Forbidden(HINT));
     }
@@ -64,6 +63,16 @@ fn from_loopback(peer: SocketAddr, head: &Parts) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The name that the client asked by: of its `Host`, or with HTTP/2 of `:authority`. Two that differ are none.
+fn authority(head: &Parts) -> Option<Authority> {
+    let host = head.headers.get(header::HOST).map(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    match (host, head.uri.authority()) {
+        (None, asked) => asked.cloned(),
+        (Some(host), None) => host,
+        (Some(host), Some(asked)) => host.filter(|host| host == asked),
+    }
+}
+
 fn names_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
@@ -74,7 +83,11 @@ mod tests {
     use super::*;
 
     fn loopback(headers: &[(&str, &str)]) -> bool {
-        let mut request = http::Request::builder().uri("/v1/rules");
+        asked("/v1/rules", headers)
+    }
+
+    fn asked(uri: &str, headers: &[(&str, &str)]) -> bool {
+        let mut request = http::Request::builder().uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -89,6 +102,17 @@ mod tests {
         assert!(loopback(&[("host", "[::1]:8080")]));
         assert!(!loopback(&[("host", "quipu.example:8080")]), "a name that was rebound to loopback");
         assert!(!loopback(&[]));
+    }
+
+    #[test]
+    fn http_2_names_it_without_a_host() {
+        assert!(asked("http://localhost:8080/v1/rules", &[]));
+        assert!(asked("http://localhost:8080/v1/rules", &[("host", "localhost:8080")]));
+        assert!(!asked("http://quipu.example:8080/v1/rules", &[]));
+        assert!(!asked("http://quipu.example:8080/v1/rules", &[("host", "localhost:8080")]));
+        assert!(!asked("http://localhost:8080/v1/rules", &[("host", "quipu.example:8080")]));
+        assert!(!asked("http://localhost:8080/v1/rules", &[("host", "no host")]));
+        assert!(!asked("http://localhost:8080/v1/rules", &[("origin", "http://evil.example")]));
     }
 
     #[test]

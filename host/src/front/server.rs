@@ -18,14 +18,22 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, interval};
 use tracing::warn;
 
-use super::connection::{Activity, Listener, SWEEP, serve};
-use super::{Http, route};
+use super::activity::{Activity, SWEEP};
 use crate::commit::Inbox;
-use crate::limits;
+use crate::http::connection::Listener;
+use crate::http::{self, Http, route};
 use crate::node::{Node, Worker};
+use crate::{limits, resp};
+
+/// What is spoken on a socket.
+#[derive(Debug, Clone, Copy)]
+pub enum Speaks {
+    Http(Listener),
+    Resp,
+}
 
 /// A connection on its way to a serving thread.
-type Accepted = (std::net::TcpStream, SocketAddr, Listener);
+type Accepted = (std::net::TcpStream, SocketAddr, Speaks);
 
 /// What every serving thread is started with.
 pub struct Settings {
@@ -73,7 +81,7 @@ impl Server {
     }
 
     /// Accepts on a socket until the returned future is dropped.
-    pub async fn accept(&self, socket: StdListener, listener: Listener) -> io::Result<()> {
+    pub async fn accept(&self, socket: StdListener, speaks: Speaks) -> io::Result<()> {
         let socket = TcpListener::from_std(socket)?;
         let connections = &self.node.stats.connections;
         for worker in self.workers.iter().cycle() {
@@ -90,7 +98,7 @@ impl Server {
                 }
             };
             connections.fetch_add(1, Ordering::Relaxed);
-            if stream.set_nodelay(true).is_err() || worker.send((stream.into_std()?, peer, listener)).is_err() {
+            if stream.set_nodelay(true).is_err() || worker.send((stream.into_std()?, peer, speaks)).is_err() {
                 connections.fetch_sub(1, Ordering::Relaxed);
             }
         }
@@ -127,13 +135,18 @@ async fn work(
     let worker = Worker::start(node.clone(), index, inbox);
     let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(sweep(connections.clone()));
-    while let Some((stream, peer, listener)) = accepted.recv().await {
+    while let Some((stream, peer, speaks)) = accepted.recv().await {
         let activity = Rc::new(Activity::default());
         connections.0.borrow_mut().push(activity.clone());
         let (http, worker, connections) = (http.clone(), worker.clone(), connections.clone());
         tokio::task::spawn_local(async move {
             if let Ok(stream) = TcpStream::from_std(stream) {
-                serve(http, worker.clone(), stream, peer, listener, activity.clone()).await;
+                match speaks {
+                    Speaks::Http(listener) => {
+                        http::connection::serve(http, worker.clone(), stream, peer, listener, activity.clone()).await;
+                    }
+                    Speaks::Resp => resp::serve(worker.clone(), stream, activity.clone()).await,
+                }
             }
             connections.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, &activity));
             worker.node.stats.connections.fetch_sub(1, Ordering::Relaxed);
