@@ -129,17 +129,7 @@ impl Generator {
         connections: u32,
         seconds: u32,
     ) -> anyhow::Result<Answers> {
-        let shares = shares(connections, addrs.len());
-        let all = std::thread::scope(|scope| {
-            let runs: Vec<_> = addrs
-                .iter()
-                .zip(shares)
-                .map(|(&addr, share)| scope.spawn(move || self.run(load, addr, share, seconds)))
-                .collect();
-            let join = |run: std::thread::ScopedJoinHandle<'_, _>| run.join().expect("a load does not panic");
-            runs.into_iter().map(join).collect::<anyhow::Result<Vec<Answers>>>()
-        })?;
-        all.into_iter().reduce(Answers::and).context("no server to load")
+        over_each(addrs, connections, |addr, share| self.run(load, addr, share, seconds))
     }
 
     pub fn command(&self, requests: impl Into<Requests>, addr: SocketAddr, connections: u32, seconds: u32) -> Command {
@@ -156,6 +146,39 @@ impl Generator {
             .args(arguments);
         command
     }
+}
+
+/// Loads several servers at once, each with its share of the clients, and adds up what they answered.
+pub fn over_each(
+    addrs: &[SocketAddr],
+    clients: u32,
+    run: impl Fn(SocketAddr, u32) -> anyhow::Result<Answers> + Sync,
+) -> anyhow::Result<Answers> {
+    let run = &run;
+    let all = std::thread::scope(|scope| {
+        let shares = shares(clients, addrs.len());
+        let runs: Vec<_> =
+            addrs.iter().zip(shares).map(|(&addr, share)| scope.spawn(move || run(addr, share))).collect();
+        let join = |run: std::thread::ScopedJoinHandle<'_, _>| run.join().expect("a load does not panic");
+        runs.into_iter().map(join).collect::<anyhow::Result<Vec<Answers>>>()
+    })?;
+    all.into_iter().reduce(Answers::and).context("no server to load")
+}
+
+/// Sums up the microseconds of good answers, and how many were refused or never came.
+pub fn answers(mut latencies_us: Vec<u32>, refused: u64, broken: u64, seconds: f64) -> anyhow::Result<Answers> {
+    latencies_us.sort_unstable();
+    let last = latencies_us.len().checked_sub(1).context("nothing was answered well")?;
+    let quantile = |percent: usize| f64::from(latencies_us[last * percent / 100]);
+    Ok(Answers {
+        good: latencies_us.len() as u64,
+        refused,
+        broken,
+        seconds,
+        mean_us: latencies_us.iter().map(|&us| f64::from(us)).sum::<f64>() / latencies_us.len() as f64,
+        p50_us: quantile(50),
+        p99_us: quantile(99),
+    })
 }
 
 /// `all` in `parts` parts that differ by one at most, none of them 0.

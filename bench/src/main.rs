@@ -1,7 +1,7 @@
 //! `quipu-bench`: Quipu beside a bare hyper server: the same machine, the same run, the same load.
 //!
 //! `make bench` runs it; `make bench-cluster` runs `cluster`, which has a beginning of its own. Start reading at `run` (what happens in which order), then `plan` (what is measured and what it
-//! must reach), `load` (wrk), `servers` (the processes) and `report`. README.md says how to read the results.
+//! must reach), `load` (wrk), `shared` (h2load), `resp`, `servers` (the processes) and `report`. README.md says how to read the results.
 
 mod bare;
 mod cluster;
@@ -12,8 +12,10 @@ mod plan;
 mod policy;
 mod profile;
 mod report;
+mod resp;
 mod run;
 mod servers;
+mod shared;
 
 use clap::{Parser, Subcommand};
 

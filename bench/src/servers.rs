@@ -48,6 +48,7 @@ impl Journal {
 pub struct Process {
     child: Child,
     addr: SocketAddr,
+    resp_addr: Option<SocketAddr>,
     agent: ureq::Agent,
     /// By [`Process::kill`]; ending is not reported then.
     killed: bool,
@@ -118,13 +119,13 @@ impl Process {
         // Reads on after the ready line, so that the server never waits for its own output.
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                if let Some(addr) = ready_address(&line) {
-                    let _ = tell.send(addr);
+                if let Some(addr) = ready_address(&line, "http") {
+                    let _ = tell.send((addr, ready_address(&line, "resp")));
                 }
             }
         });
-        let addr = match told.recv_timeout(READY_DEADLINE) {
-            Ok(addr) => addr,
+        let (addr, resp_addr) = match told.recv_timeout(READY_DEADLINE) {
+            Ok(addrs) => addrs,
             Err(why) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -140,11 +141,16 @@ impl Process {
             .http_status_as_error(false)
             .build()
             .into();
-        Ok(Self { child, addr, agent, killed: false })
+        Ok(Self { child, addr, resp_addr, agent, killed: false })
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it speaks RESP, if it does.
+    pub fn resp_addr(&self) -> Option<SocketAddr> {
+        self.resp_addr
     }
 
     pub fn id(&self) -> u32 {
@@ -296,10 +302,10 @@ impl Drop for Process {
     }
 }
 
-/// `… ready http=ADDR …`
-fn ready_address(line: &str) -> Option<SocketAddr> {
+/// `… ready http=ADDR resp=ADDR …`
+fn ready_address(line: &str, name: &str) -> Option<SocketAddr> {
     let (_, settings) = line.split_once(" ready ")?;
-    settings.split(' ').find_map(|word| word.strip_prefix("http=")?.parse().ok())
+    settings.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
 }
 
 /// An answer of 2xx, or the error that it is none.
@@ -335,9 +341,11 @@ mod tests {
 
     #[test]
     fn the_ready_line_is_read() {
-        let addr = ready_address("quipu ready http=127.0.0.1:4711 node=a").expect("ready");
-        assert_eq!(addr.port(), 4711);
-        assert_eq!(ready_address("quipu starts http=127.0.0.1:4711"), None);
+        let port = |line, name| ready_address(line, name).map(|addr| addr.port());
+        let line = "quipu ready http=127.0.0.1:4711 resp=127.0.0.1:4712";
+        assert_eq!((port(line, "http"), port(line, "resp")), (Some(4711), Some(4712)));
+        assert_eq!(port("quipu ready http=127.0.0.1:4711", "resp"), None);
+        assert_eq!(port("quipu starts http=127.0.0.1:4711", "http"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use scylla::statement::prepared::PreparedStatement;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::load::Answers;
+use crate::load::{Answers, answers};
 use crate::plan::{COUNTERS, HOT, Load, PREFIX};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ impl Columns {
             }
             tasks.join_all().await
         });
-        answers(seen, began.elapsed())
+        sum_up(seen, began.elapsed())
     }
 
     fn singles(&self, load: Load, client: u32, until: Instant) -> impl Future<Output = Seen> + Send + use<> {
@@ -157,21 +157,10 @@ async fn execute(session: &Session, statement: String) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answers(seen: Vec<Seen>, took: Duration) -> anyhow::Result<Answers> {
+fn sum_up(seen: Vec<Seen>, took: Duration) -> anyhow::Result<Answers> {
     let refused = seen.iter().map(|seen| seen.failed).sum();
-    let mut all: Vec<u32> = seen.into_iter().flat_map(|seen| seen.latencies_us).collect();
-    all.sort_unstable();
-    let last = all.len().checked_sub(1).context("no update of a counter column was answered well")?;
-    let quantile = |percent: usize| f64::from(all[last * percent / 100]);
-    Ok(Answers {
-        good: all.len() as u64,
-        refused,
-        broken: 0,
-        seconds: took.as_secs_f64(),
-        mean_us: all.iter().map(|&us| f64::from(us)).sum::<f64>() / all.len() as f64,
-        p50_us: quantile(50),
-        p99_us: quantile(99),
-    })
+    let latencies = seen.into_iter().flat_map(|seen| seen.latencies_us).collect();
+    answers(latencies, refused, 0, took.as_secs_f64())
 }
 
 #[cfg(test)]
@@ -182,9 +171,9 @@ mod tests {
     fn what_clients_saw_adds_up() {
         let one = Seen { latencies_us: vec![30, 10], failed: 1 };
         let other = Seen { latencies_us: vec![20], failed: 0 };
-        let all = answers(vec![one, other], Duration::from_secs(2)).expect("answers");
+        let all = sum_up(vec![one, other], Duration::from_secs(2)).expect("answers");
         assert_eq!((all.good, all.refused, all.per_second()), (3, 1, 1.5));
         assert_eq!((all.p50_us, all.mean_us), (20.0, 20.0));
-        assert!(answers(vec![Seen::default()], Duration::from_secs(1)).is_err());
+        assert!(sum_up(vec![Seen::default()], Duration::from_secs(1)).is_err());
     }
 }

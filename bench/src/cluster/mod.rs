@@ -23,14 +23,16 @@ use anyhow::{Context, bail};
 use self::columns::Columns;
 use self::first::FirstSystem;
 use self::nodes::{Cluster, Services};
-use self::plan::{Cell, Pair, Subject};
+use self::plan::{Cell, Pair, Subject, Wire};
 use self::report::{Measurement, Results, Run, Settings};
 use crate::load::Generator;
 use crate::machine::{self, Machine};
 use crate::plan::Load;
 use crate::report::thousands;
+use crate::resp::Resp;
 use crate::run::{complete, output, workspace};
 use crate::servers::Places;
+use crate::shared::Shared;
 
 /// A measurement with errors is no measurement; another may be.
 const TRIES: u32 = 2;
@@ -51,6 +53,9 @@ pub struct Options {
     /// Shards of every cluster; as few as it will ever have nodes carry most
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=4096))]
     shards: u32,
+    /// Sizes of the clusters to measure
+    #[arg(long, value_delimiter = ',', default_values_t = plan::NODES)]
+    nodes: Vec<usize>,
     /// Seconds per measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
@@ -130,6 +135,10 @@ struct Bench<'a> {
     name: String,
     columns: Columns,
     first: Option<FirstSystem>,
+    /// The load over HTTP/2.
+    shared: Shared,
+    /// The load over RESP.
+    resp: Resp,
 }
 
 /// A cluster, or a process by itself, while it is measured.
@@ -151,12 +160,14 @@ impl<'a> Bench<'a> {
         let name = format!("bench_{}", now.as_millis());
         let contact_points: Vec<String> = services.cassandra.split(',').map(str::to_owned).collect();
         let columns = Columns::create(&contact_points, format!("{name}_columns"), services.replication)?;
-        Ok(Self { options, places, services, name, columns, first: None })
+        let (shared, resp) = (Shared::new(&places.scratch)?, Resp::new()?);
+        Ok(Self { options, places, services, name, columns, first: None, shared, resp })
     }
 
     /// Starts a pair, measures all rounds, kills nodes if they are this pair's, and removes its cluster.
     fn measure(&mut self, pair: Pair, generator: &Generator, results: &mut Results) -> anyhow::Result<()> {
-        if self.options.rounds == 0 && !pair.is_killed() {
+        let unwanted = matches!(pair.quipu, Subject::Nodes(count) if !self.options.nodes.contains(&count));
+        if unwanted || self.options.rounds == 0 && !pair.is_killed() {
             return Ok(());
         }
         if pair.yardstick == Subject::First && self.first.is_none() {
@@ -204,7 +215,7 @@ impl<'a> Bench<'a> {
                     line.push(format!("{} {}", subject.name(), thousands(per_second)));
                     Measurement::note(&mut results.measurements, cell, subject, pair.quipu, run);
                 }
-                println!("round {round}: {} at {}: {}", cell.load.name(), cell.connections, line.join(", "));
+                println!("round {round}: {} of {}: {}", cell.load.name(), cell.clients_by_wire(), line.join(", "));
             }
             println!("round {round} beside {} ends", pair.yardstick.name());
             if round < self.options.rounds {
@@ -228,7 +239,7 @@ impl<'a> Bench<'a> {
         measured: &mut Measured,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<Run> {
-        let what = format!("{}, {} at {} connections", subject.name(), cell.load.name(), cell.connections);
+        let what = format!("{}, {} of {} clients", subject.name(), cell.load.name(), cell.clients_by_wire());
         let mut tries = 1;
         loop {
             let used = || Ok(measured.cluster.cpu_seconds()? + self.cassandra_cpu_seconds()?.unwrap_or(0.0));
@@ -257,26 +268,30 @@ impl<'a> Bench<'a> {
             Subject::Nodes(_) | Subject::Alone => {}
             Subject::Columns => {
                 let before = self.cassandra_cpu_seconds()?;
-                let answers = self.columns.run(cell.load, cell.connections, seconds)?;
+                let answers = self.columns.run(cell.load, cell.clients, seconds)?;
                 let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(before).map(|(now, was)| now - was);
                 return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds, carried: None });
             }
             Subject::First => {
                 let first = self.first.as_mut().context("the first system is not there")?;
-                let answers = first.run(generator, cell.load, cell.connections, seconds)?;
+                let answers = first.run(generator, cell.load, cell.clients, seconds)?;
                 return Ok(Run { answers, nodes_cpu_seconds: 0.0, cassandra_cpu_seconds: None, carried: None });
             }
         }
         let Measured { cluster, hot } = measured;
         let (before, nodes_before) = (cluster.carried()?, cluster.cpu_seconds()?);
         let cassandra_before = self.cassandra_cpu_seconds()?;
-        let answers = generator.run_over(cell.load, &cluster.addrs(), cell.connections, seconds)?;
+        let answers = match cell.wire {
+            Wire::Http1 => generator.run_over(cell.load, &cluster.addrs(), cell.clients, seconds)?,
+            Wire::Http2 => self.shared.run_over(cell.load, &cluster.addrs(), cell.clients, seconds)?,
+            Wire::Resp => self.resp.run_over(cell.load, &cluster.resp_addrs()?, cell.clients, seconds)?,
+        };
         let cassandra_cpu_seconds = self.cassandra_cpu_seconds()?.zip(cassandra_before).map(|(now, was)| now - was);
         let nodes_cpu_seconds = cluster.quiet()? - nodes_before;
         let carried = Some(cluster.carried()?.since(before));
         if matches!(cell.load, Load::Add | Load::Increment) {
             hot.0 += answers.good;
-            hot.1 += u64::from(cell.connections) + answers.refused + answers.broken;
+            hot.1 += u64::from(cell.clients) + answers.refused + answers.broken;
         }
         Ok(Run { answers, nodes_cpu_seconds, cassandra_cpu_seconds, carried })
     }

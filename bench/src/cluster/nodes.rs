@@ -95,7 +95,7 @@ impl Cluster {
             .args(["--etcd", &services.etcd, "--cassandra", &services.cassandra])
             .args(["--create-schema", "on", "--replication", &services.replication.to_string()])
             .args(["--shards", &services.shards.to_string()])
-            .args(["--peer-listen", "127.0.0.1:0"]);
+            .args(["--peer-listen", "127.0.0.1:0", "--resp-listen", "127.0.0.1:0"]);
         self.nodes.push(Process::start(command, &places.logs.join(format!("{}-{node}.log", self.name)))?);
         Ok(())
     }
@@ -118,6 +118,10 @@ impl Cluster {
 
     pub fn addrs(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(Process::addr).collect()
+    }
+
+    pub fn resp_addrs(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        self.nodes.iter().map(|node| node.resp_addr().context("a node does not speak RESP")).collect()
     }
 
     pub fn carried(&self) -> anyhow::Result<Carried> {

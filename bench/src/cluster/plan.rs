@@ -6,10 +6,11 @@ use crate::plan::Load;
 
 /// Numbers of nodes, each a cluster of its own.
 pub const NODES: [usize; 3] = [1, 2, 3];
-pub const CONNECTIONS: [u32; 2] = [64, 256];
+/// Clients that add at once, each waiting for its answer before it adds again.
+pub const CLIENTS: [u32; 2] = [64, 256];
 /// Additions in one batch.
 pub const BATCH: Load = Load::Batch { ops: 100 };
-pub const BATCH_CONNECTIONS: u32 = 64;
+pub const BATCH_CLIENTS: u32 = 64;
 /// Seconds of batches that lengthen a journal before its owner is killed.
 pub const LOADED_SECONDS: [u32; 3] = [0, 4, 12];
 /// Longest takeover after a crash beyond the time of the lease, in seconds.
@@ -42,14 +43,44 @@ impl Subject {
     }
 }
 
-/// One load at one number of connections, given to every subject in turn.
+/// How clients reach Quipu. Those of the yardsticks have their own ways, which stay the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Wire {
+    /// Each client has a connection.
+    #[serde(rename = "HTTP/1.1")]
+    Http1,
+    /// All clients of a node share two, as the clients of a Cassandra driver do.
+    #[serde(rename = "HTTP/2")]
+    Http2,
+    /// The same, by the protocol of Redis.
+    #[serde(rename = "RESP")]
+    Resp,
+}
+
+impl Wire {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+            Self::Resp => "RESP",
+        }
+    }
+}
+
+/// One load of so many clients, given to every subject in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Cell {
     pub load: Load,
-    pub connections: u32,
+    pub clients: u32,
+    pub wire: Wire,
 }
 
 impl Cell {
+    /// For tables.
+    pub fn clients_by_wire(self) -> String {
+        format!("{}, {}", self.clients, self.wire.name())
+    }
+
     /// What Quipu is compared with.
     pub fn yardstick(self) -> Subject {
         if self.load == Load::Increment { Subject::First } else { Subject::Columns }
@@ -96,33 +127,36 @@ pub fn pairs() -> Vec<Pair> {
     pairs
 }
 
-/// A quotient to report: operations per second of Quipu under `load` over those of the yardstick under `beside`.
+/// A quotient to report: operations per second of Quipu in a cell over those of its yardstick, there or with another load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
-    pub load: Load,
-    pub beside: Load,
-    pub connections: u32,
+    pub cell: Cell,
+    pub beside: Cell,
     /// For one node, and for one process on its own store. More nodes on the same cores have none.
     pub target: Option<f64>,
 }
 
 /// Everything.
 pub fn cells() -> Vec<Cell> {
-    let single = [Load::Add, Load::AddMany, Load::Increment];
-    let single = single.map(|load| CONNECTIONS.map(|connections| Cell { load, connections }));
-    let batch = Cell { load: BATCH, connections: BATCH_CONNECTIONS };
-    single.into_iter().flatten().chain([batch]).collect()
+    let single = |load, wire| CLIENTS.map(|clients| Cell { load, clients, wire });
+    let mut all = Vec::new();
+    for wire in [Wire::Http1, Wire::Http2, Wire::Resp] {
+        all.extend([Load::Add, Load::AddMany].map(|load| single(load, wire)).concat());
+    }
+    all.push(Cell { load: BATCH, clients: BATCH_CLIENTS, wire: Wire::Http1 });
+    all.extend(single(Load::Increment, Wire::Http1));
+    all
 }
 
 pub fn comparisons() -> Vec<Comparison> {
-    let single = |connections| if connections < 256 { 2.0 } else { 3.0 };
+    let single = |clients| if clients < 256 { 2.0 } else { 3.0 };
     let mut all = Vec::new();
-    for Cell { load, connections } in cells() {
-        let compare = |beside, target| Comparison { load, beside, connections, target };
-        match load {
-            Load::Batch { .. } => all.extend([compare(Load::AddMany, Some(20.0)), compare(load, None)]),
-            Load::Increment => all.push(compare(load, Some(20.0))),
-            _ => all.push(compare(load, Some(single(connections)))),
+    for cell in cells() {
+        let compare = |load, target| Comparison { cell, beside: Cell { load, ..cell }, target };
+        match cell.load {
+            Load::Batch { .. } => all.extend([compare(Load::AddMany, Some(20.0)), compare(cell.load, None)]),
+            Load::Increment => all.push(compare(cell.load, Some(20.0))),
+            load => all.push(compare(load, Some(single(cell.clients)))),
         }
     }
     all
@@ -146,10 +180,8 @@ mod tests {
 
     #[test]
     fn every_comparison_is_between_measured_cells() {
-        for Comparison { load, beside, connections, .. } in comparisons() {
-            for load in [load, beside] {
-                assert!(cells().contains(&Cell { load, connections }), "{load:?} at {connections}");
-            }
+        for Comparison { cell, beside, .. } in comparisons() {
+            assert!(cells().contains(&cell) && cells().contains(&beside), "{cell:?} {beside:?}");
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::machine::Machine;
 use crate::plan::{COUNTERS, Load};
 use crate::report::markdown::targets;
 use crate::report::{Check, Spread, spread, thousands};
+use crate::shared;
 
 /// Quipu's default, which the bench leaves alone.
 const LEASE_SECONDS: f64 = 5.0;
@@ -65,11 +66,11 @@ pub struct Run {
 /// Quipu beside what it is compared with: the quotients of the rounds.
 #[derive(Debug, Serialize)]
 pub struct Ratio {
-    pub load: Load,
+    #[serde(flatten)]
+    pub cell: Cell,
     pub yardstick: Subject,
-    /// The yardstick's.
+    /// The yardstick's load.
     pub beside: Load,
-    pub connections: u32,
     pub quipu: Subject,
     pub found: Spread,
     pub target: Option<f64>,
@@ -120,16 +121,15 @@ impl Results {
     pub fn ratios(&self) -> Vec<Ratio> {
         let mut ratios = Vec::new();
         for compared in plan::comparisons() {
-            let Comparison { load, beside, connections, target } = compared;
-            let (cell, other_cell) = (Cell { load, connections }, Cell { load: beside, connections });
-            let yardstick = other_cell.yardstick();
+            let Comparison { cell, beside, target } = compared;
+            let yardstick = beside.yardstick();
             for quipu in cell.quipus() {
-                let Some(other) = self.find(other_cell, yardstick, quipu) else { continue };
+                let Some(other) = self.find(beside, yardstick, quipu) else { continue };
                 let Some(measured) = self.find(cell, quipu, quipu) else { continue };
                 let pairs = measured.runs.iter().zip(&other.runs);
                 let quotients: Vec<f64> = pairs.map(|(q, o)| measured.per_second(q) / other.per_second(o)).collect();
                 let target = target.filter(|_| matches!(quipu, Subject::Nodes(1) | Subject::Alone));
-                ratios.push(Ratio { load, yardstick, beside, connections, quipu, found: spread(&quotients), target });
+                ratios.push(Ratio { cell, yardstick, beside: beside.load, quipu, found: spread(&quotients), target });
             }
         }
         ratios
@@ -141,9 +141,10 @@ impl Results {
             let Spread { median, low, high } = ratio.found;
             Some(Check {
                 what: format!(
-                    "{}, {} connections, {}, over {} ({})",
-                    ratio.load.name(),
-                    ratio.connections,
+                    "{}, {} clients, {}, {}, over {} ({})",
+                    ratio.cell.load.name(),
+                    ratio.cell.clients,
+                    ratio.cell.wire.name(),
                     ratio.quipu.name(),
                     ratio.yardstick.name(),
                     ratio.beside.name()
@@ -219,15 +220,15 @@ fn ratios(results: &Results, out: &mut String) -> std::fmt::Result {
          and the load share the cores of one machine, so more nodes do not bring more here. The first system, an app before three shards and \
          etcd, keeps its counters in memory; Quipu's are journaled.\n"
     )?;
-    writeln!(out, "| load | over | connections | Quipu | ratio | target |\n|---|---|---|---|---|---|")?;
+    writeln!(out, "| load | over | clients | Quipu | ratio | target |\n|---|---|---|---|---|---|")?;
     for ratio in results.ratios() {
         let Spread { median, low, high } = ratio.found;
         let target = ratio.target.map_or_else(|| "–".into(), |target| format!("{target:.1}"));
-        let (load, yardstick, beside) = (ratio.load.name(), ratio.yardstick.name(), ratio.beside.name());
+        let (load, yardstick, beside) = (ratio.cell.load.name(), ratio.yardstick.name(), ratio.beside.name());
         writeln!(
             out,
             "| {load} | {yardstick}: {beside} | {} | {} | **{median:.2}** ({low:.2} to {high:.2}) | {target} |",
-            ratio.connections,
+            ratio.cell.clients_by_wire(),
             ratio.quipu.name()
         )?;
     }
@@ -241,7 +242,7 @@ fn rates(results: &Results, out: &mut String) -> std::fmt::Result {
         "Latencies are those of whole requests; with several nodes the slowest node's. CPU is microseconds per addition: of \
          Quipu's nodes, and of Cassandra.\n"
     )?;
-    writeln!(out, "| load | connections | subject | per second | p50 ms | p99 ms | CPU Quipu | CPU Cassandra |")?;
+    writeln!(out, "| load | clients | subject | per second | p50 ms | p99 ms | CPU Quipu | CPU Cassandra |")?;
     writeln!(out, "|---|---|---|---|---|---|---|---|")?;
     for m in &results.measurements {
         let Spread { median, low, high } = m.spread_of(|run| m.per_second(run));
@@ -249,7 +250,7 @@ fn rates(results: &Results, out: &mut String) -> std::fmt::Result {
             out,
             "| {} | {} | {} | **{}** ({} to {}) | {} | {} | {} | {} |",
             m.cell.load.name(),
-            m.cell.connections,
+            m.cell.clients_by_wire(),
             m.who(),
             thousands(median),
             thousands(low),
@@ -266,7 +267,7 @@ fn rates(results: &Results, out: &mut String) -> std::fmt::Result {
 fn appends(results: &Results, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\n## Appends\n")?;
     writeln!(out, "Each is one conditional write to Cassandra; what arrives meanwhile shares the next one.\n")?;
-    writeln!(out, "| load | connections | nodes | appends per second | ms of an append | additions per append |")?;
+    writeln!(out, "| load | clients | nodes | appends per second | ms of an append | additions per append |")?;
     writeln!(out, "|---|---|---|---|---|---|")?;
     for m in &results.measurements {
         let Subject::Nodes(nodes) = m.subject else { continue };
@@ -274,7 +275,7 @@ fn appends(results: &Results, out: &mut String) -> std::fmt::Result {
             out,
             "| {} | {} | {nodes} | {} | {} | {} |",
             m.cell.load.name(),
-            m.cell.connections,
+            m.cell.clients_by_wire(),
             m.median_of(0, |run| Some(run.carried?.entries / run.answers.seconds)),
             m.median_of(2, |run| run.carried.map(|c| c.append_seconds * 1e3 / c.entries)),
             m.median_of(1, |run| run.carried.map(|c| c.operations / c.entries)),
@@ -328,13 +329,14 @@ fn conditions(results: &Results, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "\n{} rounds of {} s; replication {}; clusters of {} shards; wrk with {} threads per node; batches over {} counters \
-         of {}. Etcd, Cassandra, all nodes and the load ran on this machine.",
+        "\n{} rounds of {} s; replication {}; clusters of {} shards; HTTP/1.1 by wrk with {} threads per node, a connection for each client, HTTP/2 by h2load and RESP by a client \
+         library, {} connections per node for all clients; batches over {} counters of {}. Etcd, Cassandra, all nodes and the load ran on this machine.",
         settings.rounds,
         settings.seconds,
         settings.replication,
         settings.shards,
         settings.wrk_threads,
+        shared::CONNECTIONS,
         thousands(1_000.0),
         thousands(f64::from(COUNTERS)),
     )
@@ -397,9 +399,9 @@ mod tests {
         let checks = sample().checks();
         let find = |text: &str| checks.iter().find(|check| check.what.contains(text)).expect("checked");
         // 2, 3 and 4 times: the median is 3.
-        assert!(find("one hot counter, 64 connections, 1 node").met);
-        assert!(find("one hot counter, 256 connections, 1 node").met);
-        assert!(find("batches of 100 adds, 64 connections").met, "300 times as many additions");
+        assert!(find("one hot counter, 64 clients, HTTP/1.1, 1 node").met);
+        assert!(find("one hot counter, 256 clients, HTTP/2, 1 node").met);
+        assert!(find("batches of 100 adds, 64 clients").met, "300 times as many additions");
         assert!(!find("over first system").met, "three times as many, of twenty");
         assert!(!checks.iter().any(|check| check.what.contains("3 nodes")));
     }
@@ -421,7 +423,7 @@ mod tests {
         {
             assert!(text.contains(&format!("## {heading}\n")), "{heading}");
         }
-        assert!(text.contains("| adds, one hot counter | 64 | 1 | 100 | 2.50 | 10.0 |"), "{text}");
+        assert!(text.contains("| adds, one hot counter | 64, HTTP/1.1 | 1 | 100 | 2.50 | 10.0 |"), "{text}");
         let json = std::fs::read_to_string(dir.path().join("cluster.json")).expect("written");
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(json["ratios"][0]["found"]["median"], 3.0);

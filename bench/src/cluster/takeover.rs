@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::nodes::{Cluster, Services};
-use super::plan::{BATCH, BATCH_CONNECTIONS, LOADED_SECONDS};
+use super::plan::{BATCH, BATCH_CLIENTS, LOADED_SECONDS};
 use crate::load::Generator;
 use crate::plan::HOT;
 use crate::servers::{Places, Process};
@@ -68,7 +68,7 @@ pub fn measure(
         for seconds in LOADED_SECONDS {
             println!("kill {repetition} after {seconds} s of load begins");
             if seconds > 0 {
-                generator.run_over(BATCH, &cluster.addrs(), BATCH_CONNECTIONS, seconds)?;
+                generator.run_over(BATCH, &cluster.addrs(), BATCH_CLIENTS, seconds)?;
             }
             let (takeover, good) = one(cluster)?;
             println!("kill {repetition} after {seconds} s of load ends: {takeover:?}");

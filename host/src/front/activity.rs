@@ -60,9 +60,17 @@ impl Activity {
         if self.open.get() > 0 {
             return;
         }
-        let limit = if self.head.get() { limits::REQUEST_READ_TIMEOUT } else { limits::KEEP_ALIVE_TIMEOUT };
+        let soon = self.head.get() || self.closing.get();
+        let limit = if soon { limits::REQUEST_READ_TIMEOUT } else { limits::KEEP_ALIVE_TIMEOUT };
         self.sweeps.set(self.sweeps.get() + 1);
-        if self.sweeps.get() > (limit.as_millis() / SWEEP.as_millis()) as u32 {
+        if self.sweeps.get() <= (limit.as_millis() / SWEEP.as_millis()) as u32 {
+            return;
+        }
+        if self.multiplexed.get() && !self.closing.get() {
+            // Its client is told, and what it sends meanwhile is answered.
+            self.sweeps.set(0);
+            self.close();
+        } else {
             self.expired.set(true);
             self.wake();
         }
@@ -138,7 +146,7 @@ mod tests {
     #[test]
     fn work_and_streams_are_left_alone() {
         let activity = Rc::new(Activity::default());
-        let (one, other) = (activity.open(true), activity.open(true));
+        let (one, other) = (activity.open(false), activity.open(false));
         drop(one);
         assert!(!expires_within(&activity, Duration::from_secs(10_000)));
         drop(other);
@@ -147,11 +155,15 @@ mod tests {
     }
 
     #[test]
-    fn frames_between_requests_of_http_2_are_no_heads() {
+    fn a_silent_client_of_http_2_is_told_first() {
         let activity = Rc::new(Activity::default());
         drop(activity.open(true));
+        // Frames between requests are no heads.
         activity.received();
-        assert!(!expires_within(&activity, limits::REQUEST_READ_TIMEOUT + SWEEP));
+        assert!(!expires_within(&activity, limits::KEEP_ALIVE_TIMEOUT) && !activity.is_closing());
+        assert!(!expires_within(&activity, SWEEP) && activity.is_closing());
+        assert!(!expires_within(&activity, limits::REQUEST_READ_TIMEOUT));
+        assert!(expires_within(&activity, SWEEP), "it does not go");
     }
 
     #[test]

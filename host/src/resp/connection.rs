@@ -131,8 +131,16 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, activity: Rc<Activ
             }
         }
     }
-    // What was asked is answered; should the other side be gone, that is no news.
+    end(stream).await;
+}
+
+/// Says that nothing follows, and takes in what still comes: a socket that is closed over bytes nobody read may take back
+/// replies on their way. Should the other side be gone, that is no news.
+async fn end(mut stream: TcpStream) {
+    let mut room = [0; 512];
     let _ = stream.shutdown().await;
+    let rest = async { while stream.read(&mut room).await.is_ok_and(|read| read > 0) {} };
+    let _ = tokio::time::timeout(limits::DRAIN_IDLE, rest).await;
 }
 
 /// The reply, and the version that it and those after it are written in, where that changes.
