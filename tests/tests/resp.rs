@@ -173,6 +173,17 @@ fn a_command_may_come_in_pieces() {
 }
 
 #[test]
+fn who_has_said_all_is_still_answered() {
+    let server = start();
+    let mut stream = TcpStream::connect(server.resp_addr()).expect("a connection");
+    let command = b"*2\r\n$9\r\nQUIPU.ADD\r\n$1\r\nc\r\n";
+    stream.write_all(&command.repeat(100)).expect("the connection is open");
+    stream.shutdown(std::net::Shutdown::Write).expect("half of it is closed");
+    let heard = say(&mut stream, b"", 101);
+    assert_eq!((heard.matches("\r\n").count(), server.total("c")), (100, 100), "{heard}");
+}
+
+#[test]
 fn sigterm_under_load_loses_nothing_that_was_answered() {
     let server = start();
     let (acknowledged, sent) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -168,7 +168,7 @@ pub struct Settings {
     pub key_window: Duration,
     /// Journal bytes read at once while taking over.
     pub replay_bytes: usize,
-    /// Counters kept in memory per shard before clean ones are forgotten.
+    /// A shard's share of the counters that a node keeps in memory before clean ones are forgotten.
     pub resident_max: usize,
 }
 

@@ -372,6 +372,39 @@ fn clean_counters_are_forgotten_when_there_are_too_many() {
 }
 
 #[test]
+fn a_shard_may_use_what_others_leave() {
+    let share = 10;
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(SHARDS));
+    let inbox = Arc::new(Inbox::default());
+    let commits = Arc::new(Commits::new(SHARDS, vec![inbox.clone()]));
+    let threads = spawn(&commits, &store, Settings { resident_max: share, ..SETTINGS }).expect("a memory store opens");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let add_to_one = |count: usize| {
+        let ids = (0..).map(|i| format!("c{i}")).filter(|id| shard(id) == 0).take(count);
+        for id in ids {
+            commits.submit(std::iter::once(add(&id, 1, 0))).expect("there is room");
+            let waiting = async { tokio::time::timeout(PATIENCE, inbox.take(&mut Vec::new())).await };
+            runtime.block_on(waiting).expect("in time");
+        }
+        commits.checkpoint_due.notify_one();
+        let clean = async {
+            while commits.tables[0].partials.read().dirty_len() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, clean).await }).expect("in time");
+    };
+    add_to_one(share * SHARDS as usize);
+    add_to_one(1);
+    assert_eq!(commits.stats.evictions.load(Ordering::Relaxed), 0, "as many as the node may have");
+    add_to_one(share * SHARDS as usize + 5);
+    add_to_one(1);
+    assert!(commits.tables[0].partials.read().len() <= share * SHARDS as usize, "and no more");
+    commits.stop();
+    threads.join().expect("the threads end well");
+}
+
+#[test]
 fn a_journal_that_ends_too_early_is_not_served() {
     let node = Node::new();
     node.add("a", 1);

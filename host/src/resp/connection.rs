@@ -122,8 +122,9 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, activity: Rc<Activ
             () = told => if activity.is_expired() { return },
             read = stream.read_buf(&mut asked.bytes), if reads => match read {
                 Ok(1..) => came = true,
-                // Nobody is left to answer.
-                Ok(0) | Err(_) => return,
+                // It sends no more, and may still listen.
+                Ok(0) => asked.ended = true,
+                Err(_) => return,
             },
             Some((reply, spoken)) = under_way.next(), if !under_way.is_empty() => {
                 version = spoken.unwrap_or(version);
