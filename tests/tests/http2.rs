@@ -1,5 +1,6 @@
 //! HTTP/2 without TLS, spoken from the first byte ("prior knowledge"): many requests share a connection.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -181,6 +182,25 @@ fn what_is_too_large_ends_no_other_request() {
         assert_eq!(client.add("c").await.expect("an answer").status, 200);
     });
     assert_eq!(server.total("c"), 1);
+}
+
+#[test]
+fn what_is_no_frame_ends_its_connection() {
+    let mut server = Server::start();
+    let frame_of_no_stream = b"\0\0\x04\0\0\0\0\0\0abcd";
+    for bytes in [&b""[..], b"POST /v1/counters/c/add HTTP/1.1\r\n\r\n", &[0xff; 64], frame_of_no_stream] {
+        let mut stream = std::net::TcpStream::connect(server.addr).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("the connection is open");
+        stream.write_all(bytes).expect("the connection is open");
+        stream.shutdown(std::net::Shutdown::Write).expect("half of it is closed");
+        // It ends; by a reset or after its last frame.
+        if let Err(why) = stream.read_to_end(&mut Vec::new()) {
+            assert_eq!(why.kind(), std::io::ErrorKind::ConnectionReset, "{bytes:?}");
+        }
+    }
+    assert!(server.alive());
+    server.get("/v1/counters/c").problem(404, "counter_not_found");
 }
 
 #[test]
