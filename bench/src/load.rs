@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -165,6 +166,28 @@ pub fn over_each(
     all.into_iter().reduce(Answers::and).context("no server to load")
 }
 
+/// What one client of this program saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub latencies_us: Vec<u32>,
+    pub refused: u64,
+    pub broken: u64,
+}
+
+impl Seen {
+    /// A good answer to what was sent then.
+    pub fn answered(&mut self, sent: Instant) {
+        self.latencies_us.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
+    }
+
+    /// What all of them saw in this time.
+    pub fn sum_up(all: Vec<Self>, took: Duration) -> anyhow::Result<Answers> {
+        let (refused, broken) = all.iter().fold((0, 0), |(r, b), seen| (r + seen.refused, b + seen.broken));
+        let latencies = all.into_iter().flat_map(|seen| seen.latencies_us).collect();
+        answers(latencies, refused, broken, took.as_secs_f64())
+    }
+}
+
 /// Sums up the microseconds of good answers, and how many were refused or never came.
 pub fn answers(mut latencies_us: Vec<u32>, refused: u64, broken: u64, seconds: f64) -> anyhow::Result<Answers> {
     latencies_us.sort_unstable();
@@ -238,6 +261,16 @@ mod tests {
         let both = one.and(Answers { good: 1, mean_us: 30.0, p50_us: 8.0, p99_us: 40.0, seconds: 2.0, ..one });
         assert_eq!((both.good, both.refused, both.seconds, both.mean_us), (4, 2, 2.0, 15.0));
         assert_eq!((both.p50_us, both.p99_us), (9.0, 40.0));
+    }
+
+    #[test]
+    fn what_clients_saw_adds_up() {
+        let one = Seen { latencies_us: vec![30, 10], refused: 1, broken: 0 };
+        let other = Seen { latencies_us: vec![20], refused: 0, broken: 2 };
+        let all = Seen::sum_up(vec![one, other], Duration::from_secs(2)).expect("answers");
+        assert_eq!((all.good, all.refused, all.broken, all.per_second()), (3, 1, 2, 1.5));
+        assert_eq!((all.p50_us, all.mean_us), (20.0, 20.0));
+        assert!(Seen::sum_up(vec![Seen::default()], Duration::from_secs(1)).is_err());
     }
 
     #[test]

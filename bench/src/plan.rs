@@ -7,6 +7,8 @@ use Server::{Bare, Durable, Native, Relaxed};
 
 /// Counters that the `many` loads go through.
 pub const COUNTERS: u32 = 100_000;
+/// Coprime to the number of counters: going on by so many reaches all of them, and neighbours in time are none in a store.
+pub const STRIDE: u32 = 7_919;
 /// Begins the id of every counter of the bench; the relaxed rule matches it.
 pub const PREFIX: &str = "bench-";
 /// The counter that one-counter loads hit.

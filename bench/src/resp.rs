@@ -11,12 +11,9 @@ use redis::io::tcp::TcpSettings;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::load::{Answers, answers};
-use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+use crate::load::{Answers, Seen};
+use crate::plan::{COUNTERS, HOT, Load, PREFIX, STRIDE};
 use crate::shared::CONNECTIONS;
-
-/// Coprime to the number of counters: clients go through all of them in a scattered order.
-const STRIDE: u32 = 7_919;
 
 #[derive(Debug)]
 pub struct Resp {
@@ -53,23 +50,9 @@ impl Resp {
             for (client, connection) in (0..clients).zip(connections.iter().cycle()) {
                 tasks.spawn(add(connection.clone(), load, self.ids.clone(), client, until));
             }
-            let (mut latencies, mut refused, mut broken) = (Vec::new(), 0, 0);
-            for seen in tasks.join_all().await {
-                latencies.extend(seen.latencies_us);
-                refused += seen.refused;
-                broken += seen.broken;
-            }
-            answers(latencies, refused, broken, began.elapsed().as_secs_f64())
+            Seen::sum_up(tasks.join_all().await, began.elapsed())
         })
     }
-}
-
-/// What one client saw.
-#[derive(Default)]
-struct Seen {
-    latencies_us: Vec<u32>,
-    refused: u64,
-    broken: u64,
 }
 
 /// Adds 1 again and again, each time when the one before is answered.
@@ -86,7 +69,7 @@ async fn add(
         let id = if load == Load::Add { HOT } else { ids[at as usize].as_str() };
         let began = Instant::now();
         match redis::cmd("QUIPU.ADD").arg(id).query_async::<i64>(&mut connection).await {
-            Ok(_) => seen.latencies_us.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX)),
+            Ok(_) => seen.answered(began),
             Err(why) if why.code().is_some() => seen.refused += 1,
             Err(_) => seen.broken += 1,
         }

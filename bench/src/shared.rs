@@ -8,12 +8,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 use crate::load::{Answers, answers, over_each};
-use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+use crate::plan::{COUNTERS, HOT, Load, PREFIX, STRIDE};
 
 /// Connections to each node: one for each of its serving threads on the machine of two cores that the targets are for.
 pub const CONNECTIONS: u32 = 2;
-/// Coprime to the number of counters, so that neighbours in the list are none in the store.
-const STRIDE: u32 = 7_919;
 const BODY: &str = r#"{"amount":1}"#;
 
 /// h2load, with what it sends on disk.

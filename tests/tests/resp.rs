@@ -173,6 +173,32 @@ fn a_command_may_come_in_pieces() {
 }
 
 #[test]
+fn a_sum_beyond_64_bits_is_counted_and_said_so() {
+    let server = start();
+    let mut client = connect(server.resp_addr());
+    // Keyed additions go to the home shard: a counter whose others go to another one can hold more than 64 bits.
+    let wide = (0..100).map(|n| format!("c{n}")).find(|id| {
+        server.add_with_key(id, i64::MAX, "k").expect(200);
+        server.add(id, 1).status == 200
+    });
+    let wide = wide.expect("one of a hundred");
+    assert_eq!(code(client.incr(&wide, 1)), "COUNTED");
+    let sum = i128::from(i64::MAX) + 2;
+    assert_eq!((client.get::<_, String>(&wide), server.total(&wide)), (Ok(sum.to_string()), sum));
+}
+
+#[test]
+fn a_client_that_stops_within_a_command_is_left_and_an_idle_one_stays() {
+    let server = start();
+    let mut idle = connect(server.resp_addr());
+    let mut stuck = TcpStream::connect(server.resp_addr()).expect("a connection");
+    stuck.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stuck.write_all(b"*2\r\n$4\r\nIN").expect("the connection is open");
+    assert_eq!(stuck.read(&mut [0; 16]).expect("an end, and soon"), 0);
+    assert_eq!(idle.incr::<_, _, i64>("c", 1), Ok(1));
+}
+
+#[test]
 fn who_has_said_all_is_still_answered() {
     let server = start();
     let mut stream = TcpStream::connect(server.resp_addr()).expect("a connection");

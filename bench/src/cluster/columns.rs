@@ -17,13 +17,11 @@ use scylla::statement::prepared::PreparedStatement;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::load::{Answers, answers};
-use crate::plan::{COUNTERS, HOT, Load, PREFIX};
+use crate::load::{Answers, Seen};
+use crate::plan::{COUNTERS, HOT, Load, PREFIX, STRIDE};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);
-/// Coprime to the number of counters: clients go through all of them in a scattered order.
-const STRIDE: u32 = 7_919;
 /// Different batches, as many as `lua/batch.lua` has.
 const BODIES: u32 = 10;
 
@@ -40,13 +38,6 @@ impl std::fmt::Debug for Columns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Columns").field("keyspace", &self.keyspace).finish_non_exhaustive()
     }
-}
-
-/// What one client saw.
-#[derive(Default)]
-struct Seen {
-    latencies_us: Vec<u32>,
-    failed: u64,
 }
 
 impl Columns {
@@ -81,7 +72,7 @@ impl Columns {
             }
             tasks.join_all().await
         });
-        sum_up(seen, began.elapsed())
+        Seen::sum_up(seen, began.elapsed())
     }
 
     fn singles(&self, load: Load, client: u32, until: Instant) -> impl Future<Output = Seen> + Send + use<> {
@@ -92,7 +83,7 @@ impl Columns {
                 at = (at + STRIDE) % COUNTERS;
                 let id = if load == Load::Add { HOT } else { ids[at as usize].as_str() };
                 let began = Instant::now();
-                seen.note(began, session.execute_unpaged(&update, (id,)).await.is_ok());
+                note(&mut seen, began, session.execute_unpaged(&update, (id,)).await.is_ok());
             }
             seen
         }
@@ -109,7 +100,7 @@ impl Columns {
                 let id = |at: u32| (ids[((turn * ops + at) * STRIDE % COUNTERS) as usize].as_str(),);
                 let values: Vec<(&str,)> = (0..ops).map(id).collect();
                 let began = Instant::now();
-                seen.note(began, session.batch(&batch, &values).await.is_ok());
+                note(&mut seen, began, session.batch(&batch, &values).await.is_ok());
             }
             seen
         }
@@ -125,12 +116,10 @@ impl Columns {
     }
 }
 
-impl Seen {
-    fn note(&mut self, began: Instant, good: bool) {
-        match good {
-            true => self.latencies_us.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX)),
-            false => self.failed += 1,
-        }
+fn note(seen: &mut Seen, sent: Instant, good: bool) {
+    match good {
+        true => seen.answered(sent),
+        false => seen.refused += 1,
     }
 }
 
@@ -155,25 +144,4 @@ async fn execute(session: &Session, statement: String) -> anyhow::Result<()> {
     unprepared.set_request_timeout(Some(SCHEMA_TIMEOUT));
     session.query_unpaged(unprepared, &[]).await.with_context(|| format!("Cassandra refused: {statement}"))?;
     Ok(())
-}
-
-fn sum_up(seen: Vec<Seen>, took: Duration) -> anyhow::Result<Answers> {
-    let refused = seen.iter().map(|seen| seen.failed).sum();
-    let latencies = seen.into_iter().flat_map(|seen| seen.latencies_us).collect();
-    answers(latencies, refused, 0, took.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_clients_saw_adds_up() {
-        let one = Seen { latencies_us: vec![30, 10], failed: 1 };
-        let other = Seen { latencies_us: vec![20], failed: 0 };
-        let all = sum_up(vec![one, other], Duration::from_secs(2)).expect("answers");
-        assert_eq!((all.good, all.refused, all.per_second()), (3, 1, 1.5));
-        assert_eq!((all.p50_us, all.mean_us), (20.0, 20.0));
-        assert!(sum_up(vec![Seen::default()], Duration::from_secs(1)).is_err());
-    }
 }

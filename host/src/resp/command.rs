@@ -41,6 +41,9 @@ pub enum Answer {
     Partial,
 }
 
+/// Of additions that are durable and whose total cannot be told: no refusal, and nothing to send again.
+const COUNTED: &str = "COUNTED";
+
 const TAKEN: &str = "INCR, INCRBY, DECR, DECRBY, GET, MGET, EXISTS, DEL, UNLINK, QUIPU.ADD, PING, ECHO, HELLO, SELECT, \
                      CLIENT, COMMAND, CONFIG GET, INFO and QUIT are";
 
@@ -142,8 +145,7 @@ async fn added(worker: &Rc<Worker>, add: Add, answer: Answer) -> Reply {
         // Removed since, or accepted under a relaxed rule and not journaled yet.
         Err(why) if why.kind == Kind::CounterNotFound => total(&added, &[]),
         Err(why) => {
-            let code = Kind::UnknownOutcome.code().to_ascii_uppercase();
-            Reply::error(code, format!("The addition is counted; its counter cannot be read now. {}", why.detail))
+            Reply::error(COUNTED, format!("The addition is counted; the sum cannot be told now. {}", why.detail))
         }
     }
 }
@@ -154,7 +156,7 @@ fn total(added: &Added, partials: &[Partial]) -> Reply {
     let own = |partial: &&Partial| added.value.is_some() && partial.shard == added.shard;
     let others = partials.iter().filter(|partial| !own(partial)).map(|partial| i128::from(partial.value));
     let total = i128::from(added.value.unwrap_or(0)) + others.sum::<i128>();
-    let beyond = || Reply::error("OVERFLOW", "the addition is counted; the total is beyond 64 bits, and GET tells it");
+    let beyond = || Reply::error(COUNTED, "The addition is counted; the sum is beyond 64 bits, and GET tells it.");
     i64::try_from(total).map_or_else(|_| beyond(), Reply::Integer)
 }
 
@@ -310,6 +312,8 @@ mod tests {
         assert!(refused(&["HELLO", "4"]).starts_with("NOPROTO "));
         assert!(refused(&["HELLO", "3", "AUTH", "u", "p"]).contains("no password"));
         assert!(refused(&["SELECT", "1"]).contains("one database"));
+        let many = vec!["MGET"; limits::READ_IDS_MAX + 2];
+        assert!(refused(&many).contains("at most 1000 counters"));
     }
 
     #[test]
