@@ -68,7 +68,7 @@ torture: build setup ## Faults and partitions of nodes and services in any order
 	.ci/setup services
 	tests/services/up --fetch >/dev/null
 	QUIPU_TEST_OWN_PORTS=24860 QUIPU_TORTURE_MINUTES=$(MINUTES) \
-		$(CARGO) test --release --locked --workspace --test cluster_torture -- --ignored --nocapture
+		$(CARGO) test --release --locked --workspace --test cluster torture -- --ignored --nocapture
 
 test-kubernetes: ## Check the manifests; QUIPU_KUBERNETES=1 builds a real control plane for it first
 	kubernetes/tests/run

@@ -1,5 +1,6 @@
 //! The host's memory under ten thousand faults, a thousand swaps and a hundred uploads. Alone in its process, so that nothing else moves the figure.
 
+#[path = "policy/support/mod.rs"]
 mod support;
 
 use std::sync::Arc;

@@ -57,7 +57,7 @@ pub enum Way {
     In,
 }
 
-/// Runs the calling test, which must be a function of the test program's root, in a network with so many nodes `n1`, `n2`, …
+/// Runs the calling test, named with its module, in a network with so many nodes `n1`, `n2`, …
 pub fn enter(test: &str, nodes: u8) -> Entry {
     if std::env::var_os(INSIDE).is_some() {
         return Entry::Inside(Network::build(nodes));

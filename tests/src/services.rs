@@ -2,6 +2,7 @@
 //!
 //! `tests/services/up` starts them; `.ci/test` does so and names them in `QUIPU_TEST_ETCD` and `QUIPU_TEST_CASSANDRA`.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -32,13 +33,23 @@ pub struct Services {
     own: Option<Own>,
 }
 
+/// Waits until no other test has services on these ports, in whatever process, and keeps others away until it is dropped.
+fn alone_on(ports: u16) -> File {
+    let path = std::env::temp_dir().join(format!("quipu-services-{ports}.lock"));
+    let lock = File::create(&path).expect("a file in the temporary directory");
+    lock.lock().expect("a lock on our own file");
+    lock
+}
+
 /// Services that this process has started; stopped and deleted with it.
 struct Own {
     disk: Option<Volume>,
     state: TempDir,
     ports: u16,
-    /// The last to be dropped, since the others end inside it.
+    /// Dropped after the other parts, which end inside it.
     network: Option<Network>,
+    /// See [`alone_on`].
+    _alone: File,
 }
 
 /// One process of them, to be harmed.
@@ -98,8 +109,9 @@ impl Services {
                 OWN_PORTS
             }
         };
+        let alone = alone_on(ports);
         let state = tempfile::Builder::new().prefix("quipu-services-").tempdir().expect("a temporary directory");
-        let mut own = Own { disk: None, state, ports, network };
+        let mut own = Own { disk: None, state, ports, network, _alone: alone };
         if disk_mebibytes > 0 {
             let at = own.directory(Service::Cassandra(SMALL_DISK));
             std::fs::create_dir_all(&at).expect("a directory of the services");

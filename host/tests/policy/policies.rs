@@ -1,15 +1,13 @@
 //! Policies that behave: the built-in ones, config, views, bindings that come and go, the switch, the cache.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
+use crate::support::{addition, ask, bind, engine, engine_with, faults, guest, partials, read, sum, view};
 use quipu::policy::{
     Binding, Catalog, Engine, Kind, Limits, Placement, Read, Rejected, Select, Settings, ShardInfo, View, World,
     builtin, catalog,
 };
-use support::{addition, ask, bind, engine, engine_with, faults, guest, partials, read, sum, view};
 
 #[test]
 fn every_built_in_answers_inline() {

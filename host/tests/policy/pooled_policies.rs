@@ -1,11 +1,10 @@
 //! Policies on the pool: those that use the registry and the storage, and those that are told to run there.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{addition, engine_with, faults, guest, partials, patient, read, sum};
 use async_trait::async_trait;
 use quipu::policy::imports::backend::{Error, Partials, Space, Unavailable};
 use quipu::policy::{
@@ -14,7 +13,6 @@ use quipu::policy::{
 };
 use quipu::store::Store;
 use quipu::store::memory::MemoryStore;
-use support::{addition, engine_with, faults, guest, partials, patient, read, sum};
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(what)

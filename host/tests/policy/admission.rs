@@ -1,12 +1,11 @@
 //! What admission says to every guest of `tests/guests`: refused with the exact reason, or admitted and contained later.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{CANDIDATES, addition, ask, engine, engine_with, faults, guest, partials, patient, read, sum};
 use quipu::policy::admission::{self, Check, Refusal};
 use quipu::policy::imports::backend::Space;
 use quipu::policy::{
@@ -15,7 +14,6 @@ use quipu::policy::{
 };
 use quipu::store::Store;
 use quipu::store::memory::MemoryStore;
-use support::{CANDIDATES, addition, ask, engine, engine_with, faults, guest, partials, patient, read, sum};
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(what)
@@ -221,7 +219,7 @@ fn strict() -> Arc<Engine> {
 
 /// Runs beside everything that `hostile` does: the service must not notice.
 fn while_serving(engine: &Arc<Engine>, hostile: impl FnOnce()) {
-    let healthy = support::bind(engine, "first-candidate", "");
+    let healthy = crate::support::bind(engine, "first-candidate", "");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let serving = scope.spawn(|| {

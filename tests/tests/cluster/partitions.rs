@@ -18,7 +18,7 @@ const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 #[test]
 fn partitions_lose_nothing() {
-    let network = match network::enter("partitions_lose_nothing", 3) {
+    let network = match network::enter("partitions::partitions_lose_nothing", 3) {
         Entry::Inside(network) => network,
         Entry::Done => return,
         Entry::Refused(why) => return println!("skipped: partitions: {why}"),

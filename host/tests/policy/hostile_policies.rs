@@ -1,14 +1,12 @@
 //! Hostile and broken policies: each is refused with its reason or contained, and the service answers throughout.
 //! `tests/guests/README.md` says what each guest does.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{CANDIDATES, addition, ask, bind, engine_with, faults, guest, partials, patient, read, sum, view};
 use quipu::policy::{Engine, Kind, Limits, Plan, Rejected, Settings, View, World, breaker};
-use support::{CANDIDATES, addition, ask, bind, engine_with, faults, guest, partials, patient, read, sum, view};
 
 /// Calls may take long here: how fast this machine is must not decide which limit a guest meets first.
 fn slow_machine() -> Limits {

@@ -1,18 +1,16 @@
 //! Policies in other languages: the examples of `plugins/examples`, and the projects that `quipu plugin new` writes,
 //! built and asked. What is not built, or whose tools are not installed, is skipped in plain sight.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{CANDIDATES, addition, engine_with, faults, partials, patient, sum};
 use quipu::policy::{
     Binding, Engine, Limits, Options, Partial, Placement, Rejected, Revision, Settings, ShardInfo, View, breaker,
     combine_pooled, limits, select_pooled,
 };
-use support::{CANDIDATES, addition, engine_with, faults, partials, patient, sum};
 
 fn run<T>(what: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(what)

@@ -170,7 +170,7 @@ fn strike(cluster: &mut Cluster, fault: Fault, random: &mut StdRng, takeovers: &
 #[test]
 #[ignore = "takes ten minutes; `make torture` runs it"]
 fn nothing_is_lost_or_doubled_by_faults_in_any_order() {
-    let network = match network::enter("nothing_is_lost_or_doubled_by_faults_in_any_order", 3) {
+    let network = match network::enter("torture::nothing_is_lost_or_doubled_by_faults_in_any_order", 3) {
         Entry::Inside(network) => Some(network),
         Entry::Done => return,
         Entry::Refused(why) => {

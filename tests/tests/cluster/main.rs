@@ -1,0 +1,10 @@
+//! Several nodes on a real etcd and a real Cassandra. Without them each test says `skipped`.
+
+mod counting;
+mod disk;
+mod faults;
+mod partitions;
+mod policies;
+mod secured;
+mod services;
+mod torture;

@@ -1,0 +1,25 @@
+//! One node over its real interfaces: what clients, operators and authors of policies meet.
+//!
+//! One program for all of it, so that it is linked once. A test that must not share the machine is in `measured`.
+
+mod admin;
+mod authors;
+mod batch;
+mod client;
+mod compat_first;
+mod compat_second;
+mod counters;
+mod disk;
+mod durability;
+mod errors;
+mod fuzz;
+mod http2;
+mod idempotency;
+mod lifecycle;
+mod policies;
+mod power;
+mod recordings;
+mod resp;
+mod rules;
+mod uploads;
+mod watch;
