@@ -37,7 +37,8 @@ the file (data-dir). Flags win over variables, variables over the file.
 Times are whole numbers with a unit: 500ms, 30s, 10m, 24h, 7d.
 The first line on stdout, `quipu ready http=ADDR …`, says that requests are
 served, and where. SIGTERM stops accepting, finishes what is open, and exits 0.
-Wrong settings: all of them are named, exit code 64.";
+Wrong settings: all of them are named, exit code 64. A mistake of the program in what owns the counts ends it with \
+exit code 70; the next start has everything that was acknowledged.";
 
 const COUNTER_EXAMPLES: &str = "\
 Examples:

@@ -14,6 +14,7 @@ pub mod front;
 pub mod http;
 pub mod limits;
 pub mod node;
+pub mod panics;
 pub mod peer;
 pub mod policy;
 pub mod registry;

@@ -23,6 +23,7 @@ use crate::commit::{self, Commits, Followers};
 use crate::error::{Error, Kind};
 use crate::limits;
 use crate::node::{self, Node};
+use crate::panics;
 use crate::peer::links::Driver;
 use crate::peer::service::Service;
 use crate::peer::{self, Identity, Links, Map, Member, Owner, Questions, Receiver};
@@ -199,7 +200,7 @@ impl Membership {
         let commits = &node.commits;
         let of_rules = node.clone();
         self.receiver.hold_to(move |op| of_rules.hold_to_bounds(op));
-        tokio::spawn(self.receiver.clone().run());
+        tokio::spawn(panics::owned("what answers other nodes", self.receiver.clone().run()));
         let driver = Driver::new(
             self.links.clone(),
             commits.clone(),
@@ -207,7 +208,7 @@ impl Membership {
             self.map.subscribe(),
             self.identity.clone(),
         );
-        tokio::spawn(driver.run());
+        tokio::spawn(panics::owned("the links to other nodes", driver.run()));
         let mut server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(limits::PEER_KEEP_ALIVE.0))
             .http2_keepalive_timeout(Some(limits::PEER_KEEP_ALIVE.1))
@@ -235,8 +236,9 @@ impl Membership {
             }
         });
         tokio::spawn(node.clone().write_rollups_regularly());
-        tokio::spawn(follow_rules(self.etcd.pictures(), node.clone()));
-        tokio::spawn(follow_map(self.etcd.clone(), commits.clone(), self.map.clone()));
+        tokio::spawn(panics::owned("what follows the rules", follow_rules(self.etcd.pictures(), node.clone())));
+        let map = follow_map(self.etcd.clone(), commits.clone(), self.map.clone());
+        tokio::spawn(panics::owned("what follows the owners of shards", map));
         self.etcd.update_node(|info| (info.http_address, info.ready) = (http_address, true));
         let config = Config {
             node: self.etcd.node_id().into(),

@@ -84,7 +84,10 @@ impl Agent {
         let (done, drained) = watch::channel(false);
         let pictures = claims.pictures();
         let hands = Hands { claims, shards, running: JoinSet::new(), busy: BTreeMap::new() };
-        let task = tokio::spawn(run(Ownership::new(config), hands, pictures, asked, done));
+        let task = tokio::spawn(crate::panics::owned(
+            "what takes over and hands over",
+            run(Ownership::new(config), hands, pictures, asked, done),
+        ));
         Self { draining, drained, task }
     }
 

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::{Commits, Control, WriterState, now_ms};
 use crate::limits;
+use crate::panics;
 use crate::store::{self, Checkpoint, Store};
 
 pub struct Checkpointer {
@@ -68,6 +69,7 @@ impl Checkpointer {
 
     /// One checkpoint of every shard that changed.
     async fn round(&self) -> Result<(), store::Error> {
+        panics::point("checkpoint");
         for shard in 0..self.commits.tables.len() as u32 {
             self.shard(shard).await?;
         }

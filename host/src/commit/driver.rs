@@ -15,6 +15,7 @@ use super::answers::Collected;
 use super::takeover::take_over;
 use super::{Commits, Control, Settings, Table, WriterState, now_ms};
 use crate::limits;
+use crate::panics;
 use crate::shard::entry::Entry;
 use crate::shard::partials::Resident;
 use crate::shard::writer::{Answers, Append, Effect, Event};
@@ -143,6 +144,9 @@ impl Driver {
     /// Journals one group: everything that was waiting.
     async fn group(&mut self, batches: &mut Vec<Vec<Op>>) -> Result<(), store::Error> {
         self.enqueue(batches);
+        if !self.touched.is_empty() {
+            panics::point("commit");
+        }
         while !self.touched.is_empty() {
             match self.commit().await {
                 Ok(()) => self.no_room = false,

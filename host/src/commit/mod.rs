@@ -26,6 +26,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::counter::Id;
 use crate::limits;
+use crate::panics;
 use crate::shard::entry::{KeyRecord, Mark};
 use crate::shard::{Op, Partials};
 use crate::store::{self, Store};
@@ -409,6 +410,7 @@ pub fn spawn(commits: &Arc<Commits>, store: &Arc<dyn Store>, settings: Settings)
     let checkpointer = Checkpointer::new(commits.clone(), store.clone(), settings.key_window);
     let (of_commit, its_store) = (commits.clone(), store.clone());
     let commit = thread("quipu-commit", move |runtime| {
+        let _owner = panics::Owner::new("the commit thread");
         prefer_this_thread();
         runtime.block_on(async move {
             let driver = match Driver::start(of_commit, its_store, settings).await {
@@ -424,8 +426,15 @@ pub fn spawn(commits: &Arc<Commits>, store: &Arc<dyn Store>, settings: Settings)
         })
     })?;
     start.recv().unwrap_or_else(|_| Err(panicked("commit")))?;
-    let checkpoint = thread("quipu-checkpoint", move |runtime| runtime.block_on(checkpointer.run()))?;
+    let checkpoint = spawn_checkpointer(checkpointer)?;
     Ok(Threads { commit, checkpoint })
+}
+
+fn spawn_checkpointer(checkpointer: Checkpointer) -> Result<JoinHandle<()>, store::Error> {
+    thread("quipu-checkpoint", move |runtime| {
+        let _owner = panics::Owner::new("the checkpoint thread");
+        runtime.block_on(checkpointer.run());
+    })
 }
 
 /// Starts the commit and the checkpoint thread of a node that serves the shards it is told to, on a store behind a
@@ -440,11 +449,12 @@ pub fn spawn_lanes(
     let (commits, store) = (commits.clone(), store.clone());
     commits.serving.store(true, Ordering::Release);
     let commit = thread("quipu-commit", move |runtime| {
+        let _owner = panics::Owner::new("the commit thread");
         let lanes = Lanes::new(commits, store, settings, appends_max);
         tokio::task::LocalSet::new().block_on(&runtime, lanes.run());
         Ok(())
     })?;
-    let checkpoint = thread("quipu-checkpoint", move |runtime| runtime.block_on(checkpointer.run()))?;
+    let checkpoint = spawn_checkpointer(checkpointer)?;
     Ok(Threads { commit, checkpoint })
 }
 

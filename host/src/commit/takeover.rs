@@ -15,6 +15,7 @@ pub(super) async fn take_over(
     standby: Option<Replay>,
 ) -> Result<(Box<Writer>, Box<Partials>), store::Error> {
     let (mut machine, mut effect) = takeover::Takeover::begin(shard, settings.key_window_ms(), durable_seq, standby);
+    crate::panics::point("replay");
     loop {
         let event = match effect {
             takeover::Effect::Raise => {

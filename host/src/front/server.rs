@@ -23,7 +23,7 @@ use crate::commit::Inbox;
 use crate::http::connection::Listener;
 use crate::http::{self, Http, route};
 use crate::node::{Node, Worker};
-use crate::{limits, resp};
+use crate::{limits, panics, resp};
 
 /// What is spoken on a socket.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub enum Speaks {
 }
 
 /// A connection on its way to a serving thread.
-type Accepted = (std::net::TcpStream, SocketAddr, Speaks);
+type Accepted = (std::net::TcpStream, SocketAddr, Speaks, Place);
 
 /// What every serving thread is started with.
 pub struct Settings {
@@ -70,6 +70,7 @@ impl Server {
             let (node, inbox, settings) = (node.clone(), inbox.clone(), settings.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new().name(format!("quipu-serve-{index}")).spawn(move || {
+                let _owner = panics::Owner::new("a serving thread");
                 LocalSet::new().block_on(&runtime, work(node, index, inbox, &settings, receiver));
                 // Store work that is still under way on the pool is not waited for.
                 runtime.shutdown_background();
@@ -97,9 +98,10 @@ impl Server {
                     }
                 }
             };
-            connections.fetch_add(1, Ordering::Relaxed);
-            if stream.set_nodelay(true).is_err() || worker.send((stream.into_std()?, peer, speaks)).is_err() {
-                connections.fetch_sub(1, Ordering::Relaxed);
+            let place = Place::new(self.node.clone());
+            if stream.set_nodelay(true).is_ok() {
+                // A serving thread that is gone drops it, and the place with it.
+                let _ = worker.send((stream.into_std()?, peer, speaks, place));
             }
         }
         Ok(())
@@ -116,9 +118,45 @@ impl Server {
     }
 }
 
+/// One of the connections that a node takes. However the connection ends, its place is free again.
+struct Place(Arc<Node>);
+
+impl Place {
+    fn new(node: Arc<Node>) -> Self {
+        node.stats.connections.fetch_add(1, Ordering::Relaxed);
+        Self(node)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.stats.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The connections of one serving thread.
 #[derive(Default)]
 struct Connections(RefCell<Vec<Rc<Activity>>>);
+
+/// One of them, until it ends.
+struct Served {
+    connections: Rc<Connections>,
+    activity: Rc<Activity>,
+}
+
+impl Served {
+    fn new(connections: Rc<Connections>) -> Self {
+        let activity = Rc::new(Activity::default());
+        connections.0.borrow_mut().push(activity.clone());
+        Self { connections, activity }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.connections.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.activity));
+    }
+}
 
 async fn work(
     node: Arc<Node>,
@@ -135,11 +173,11 @@ async fn work(
     let worker = Worker::start(node.clone(), index, inbox);
     let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(sweep(connections.clone()));
-    while let Some((stream, peer, speaks)) = accepted.recv().await {
-        let activity = Rc::new(Activity::default());
-        connections.0.borrow_mut().push(activity.clone());
-        let (http, worker, connections) = (http.clone(), worker.clone(), connections.clone());
+    while let Some((stream, peer, speaks, place)) = accepted.recv().await {
+        let served = Served::new(connections.clone());
+        let (http, worker, activity) = (http.clone(), worker.clone(), served.activity.clone());
         tokio::task::spawn_local(async move {
+            let _held = (place, served);
             if let Ok(stream) = TcpStream::from_std(stream) {
                 match speaks {
                     Speaks::Http(listener) => {
@@ -148,8 +186,6 @@ async fn work(
                     Speaks::Resp => resp::serve(worker.clone(), stream, activity.clone()).await,
                 }
             }
-            connections.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, &activity));
-            worker.node.stats.connections.fetch_sub(1, Ordering::Relaxed);
         });
     }
     worker.end_watches();

@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tracing::error;
 
 use super::Http;
 use super::body::{Body, json};
@@ -17,11 +18,12 @@ use super::problem::Problem;
 use super::request::{self, Query};
 use super::v1::counters::fresh_id;
 use crate::counter::{Id, key_hash};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Outcome};
 use crate::node::Worker;
 use crate::node::read::{Freshness, read};
 use crate::node::rules::MODULO_COUNTER;
 use crate::node::write::{self, Add};
+use crate::panics;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -37,7 +39,33 @@ pub enum Route {
     ModuloTotal,
 }
 
+/// A panic is answered in the envelope of the route's system.
 pub async fn answer(
+    http: &Http,
+    worker: &Rc<Worker>,
+    route: Route,
+    head: &Parts,
+    body: impl Future<Output = Result<Bytes, Problem>>,
+) -> Response<Body> {
+    match panics::caught(dispatch(http, worker, route, head, body)).await {
+        Ok(answered) => answered,
+        Err(why) => {
+            let panicked = panicked(&why);
+            if matches!(route, Route::ModuloIncrement | Route::ModuloTotal) {
+                modulo(Err(panicked))
+            } else {
+                enveloped(Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error", panicked.detail)))
+            }
+        }
+    }
+}
+
+fn panicked(why: &str) -> Error {
+    error!("a request was answered 500, because the program has panicked: {why}");
+    Error::new(Kind::Internal, Problem::Panicked(Outcome::Unknown).detail())
+}
+
+async fn dispatch(
     http: &Http,
     worker: &Rc<Worker>,
     route: Route,
@@ -280,13 +308,19 @@ async fn increment(
     Ok(json(StatusCode::OK, &json!({ "success": true, "shardId": added.shard, "count": count })))
 }
 
+/// Not by `json!`, whose numbers end at 64 bits.
+#[derive(Serialize)]
+struct ModuloTotal {
+    total: i128,
+}
+
 async fn total(worker: &Rc<Worker>) -> Result<Response<Body>, Error> {
     let total = match read(worker, &modulo_counter(), Freshness::Exact).await {
         Ok(total) => total.value,
         Err(why) if why.kind == Kind::CounterNotFound => 0,
         Err(why) => return Err(why),
     };
-    Ok(json(StatusCode::OK, &json!({ "total": total })))
+    Ok(json(StatusCode::OK, &ModuloTotal { total }))
 }
 
 /// The port of one shard of the second system.
@@ -296,11 +330,14 @@ pub async fn answer_shard(
     head: &Parts,
     body: impl Future<Output = Result<Bytes, Problem>>,
 ) -> Response<Body> {
-    match (&head.method, head.uri.path()) {
-        (&Method::GET, "/count") => modulo(count(worker, shard).await),
-        (&Method::POST, "/increment") => modulo(increment(worker, head, body, Some(shard)).await),
-        _ => json(StatusCode::NOT_FOUND, &json!({ "error": "This port serves GET /count and POST /increment." })),
-    }
+    let answered = panics::caught(async {
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, "/count") => modulo(count(worker, shard).await),
+            (&Method::POST, "/increment") => modulo(increment(worker, head, body, Some(shard)).await),
+            _ => json(StatusCode::NOT_FOUND, &json!({ "error": "This port serves GET /count and POST /increment." })),
+        }
+    });
+    answered.await.unwrap_or_else(|why| modulo(Err(panicked(&why))))
 }
 
 async fn count(worker: &Rc<Worker>, shard: u32) -> Result<Response<Body>, Error> {

@@ -27,6 +27,8 @@ pub enum Problem {
     BodyBroken,
     Unauthorized,
     Forbidden(&'static str),
+    /// The program has panicked while it answered.
+    Panicked(Outcome),
 }
 
 impl From<Error> for Problem {
@@ -64,6 +66,10 @@ fn status(kind: Kind) -> StatusCode {
 impl Problem {
     fn meaning(&self) -> Meaning {
         let (status, code, title) = match self {
+            &Self::Panicked(outcome) => {
+                let kind = Kind::Internal;
+                return Meaning { status: status(kind), code: kind.code(), title: kind.title(), outcome };
+            }
             Self::Domain(error) => {
                 let kind = error.kind;
                 return Meaning {
@@ -119,6 +125,9 @@ impl Problem {
             Self::BodyBroken => "The connection ended inside the body; nothing was changed.".into(),
             Self::Unauthorized => "Send the header \"Authorization: Bearer <admin token>\".".into(),
             Self::Forbidden(why) => (*why).into(),
+            Self::Panicked(_) => {
+                "The request met a mistake of the program. Its log has more, under the request's id.".into()
+            }
         }
     }
 

@@ -6,13 +6,15 @@ use std::rc::Rc;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use tracing::error;
 
 use super::body::Body;
 use super::problem::Problem;
 use super::request::Query;
 use super::{Http, admin, compat, ops, v1};
-use crate::limits;
+use crate::error::Outcome;
 use crate::node::Worker;
+use crate::{limits, panics};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -110,7 +112,16 @@ pub fn table() -> impl Iterator<Item = (&'static str, &'static [Method])> {
 /// Answers one request. Never fails: every failure is an answer.
 pub async fn answer(http: &Http, worker: &Rc<Worker>, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
     let id = request_id(&request);
-    match dispatch(http, worker, peer, request).await {
+    let outcome = outcome_of_panic(&request);
+    let answered = match panics::caught(dispatch(http, worker, peer, request)).await {
+        Ok(answered) => answered,
+        Err(why) => {
+            let id = id.text();
+            error!("request {id} was answered 500, because the program has panicked: {why}");
+            return Problem::Panicked(outcome).into_response(&id);
+        }
+    };
+    match answered {
         Ok(mut response) => {
             if let RequestId::Given(given) = id {
                 response.headers_mut().insert("x-request-id", given);
@@ -119,6 +130,12 @@ pub async fn answer(http: &Http, worker: &Rc<Worker>, peer: SocketAddr, request:
         }
         Err(problem) => problem.into_response(&id.text()),
     }
+}
+
+/// What a request that ended in a panic has done: reads change nothing, and of others nobody knows.
+fn outcome_of_panic(request: &Request<Incoming>) -> Outcome {
+    let reads = request.method().is_safe() || request.uri().path() == "/v1/read";
+    if reads { Outcome::NotApplied } else { Outcome::Unknown }
 }
 
 async fn dispatch(

@@ -91,6 +91,7 @@ pub async fn read(worker: &Worker, id: &Id, freshness: Freshness) -> Result<Tota
         let missing = Vec::new();
         return Ok(Total { value, as_of_ms, age_ms, exact: false, shards, missing, policy, fallback });
     }
+    crate::panics::point("read");
     let (at, as_of_ms) = (Instant::now(), now_ms());
     let wanted = match &planned.plan {
         Plan::Only(list) => list.as_slice(),

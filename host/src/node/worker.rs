@@ -19,6 +19,7 @@ use super::rules::LocalRules;
 use super::slots::{Outcomes, Slots};
 use crate::commit::{Inbox, Rejected, ticket};
 use crate::limits;
+use crate::panics;
 use crate::policy;
 use crate::shard::{Op, Origin, Outcome};
 
@@ -57,9 +58,9 @@ impl Worker {
             flush: Notify::new(),
             draining: watch::Sender::new(false),
         });
-        tokio::task::spawn_local(worker.clone().flush_outgoing());
-        tokio::task::spawn_local(worker.clone().deliver(inbox));
-        tokio::task::spawn_local(worker.clone().expire());
+        tokio::task::spawn_local(panics::owned("a serving thread", worker.clone().flush_outgoing()));
+        tokio::task::spawn_local(panics::owned("a serving thread", worker.clone().deliver(inbox)));
+        tokio::task::spawn_local(panics::owned("a serving thread", worker.clone().expire()));
         worker
     }
 

@@ -194,14 +194,14 @@ pub async fn remove(worker: &Rc<Worker>, id: &Id, key: Option<Box<str>>) -> Resu
             applied(outcome).map_err(partly)?;
         }
     }
-    let (_, outcome) = submit_one(worker, op(*home, key)).await?;
-    applied(outcome).map(|(_, replayed)| replayed).map_err(|why| if others.is_empty() { why } else { partly(why) })
+    let removed = submit_one(worker, op(*home, key)).await.and_then(|(_, outcome)| applied(outcome));
+    removed.map(|(_, replayed)| replayed).map_err(|why| if others.is_empty() { why } else { partly(why) })
 }
 
 /// Some shards may have removed their part already.
 fn partly(why: Error) -> Error {
     match why.kind {
-        Kind::Unavailable => Error::new(
+        Kind::Unavailable | Kind::QueueFull | Kind::NoOwner => Error::new(
             Kind::UnknownOutcome,
             "Not every shard has removed its part of the counter yet. Send the same request again.",
         ),

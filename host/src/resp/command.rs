@@ -184,12 +184,24 @@ async fn count(node: &Arc<Node>, ids: &[Id]) -> Result<i64, Error> {
 async fn remove(worker: &Rc<Worker>, ids: &[Id]) -> Result<i64, Error> {
     let mut removed = 0;
     for id in ids {
-        if worker.node.exists(id, key_hash(id.as_str())).await? {
-            write::remove(worker, id, None).await?;
-            removed += 1;
+        match remove_one(worker, id).await {
+            Ok(was_there) => removed += i64::from(was_there),
+            Err(why) if removed > 0 => {
+                let detail = format!("{removed} of the counters are removed, and then: {} Send it again.", why.detail);
+                return Err(Error::new(Kind::UnknownOutcome, detail));
+            }
+            Err(why) => return Err(why),
         }
     }
     Ok(removed)
+}
+
+async fn remove_one(worker: &Rc<Worker>, id: &Id) -> Result<bool, Error> {
+    let is_there = worker.node.exists(id, key_hash(id.as_str())).await?;
+    if is_there {
+        write::remove(worker, id, None).await?;
+    }
+    Ok(is_there)
 }
 
 fn error(why: &Error) -> Reply {

@@ -14,12 +14,14 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tracing::error;
 
 use super::command::{Command, run};
 use super::wire::{Reply, Version, take};
 use crate::front::Activity;
 use crate::limits;
 use crate::node::Worker;
+use crate::panics;
 
 /// Room that is made before a read.
 const READ_BYTES: usize = 8 * 1024;
@@ -65,6 +67,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, activity: Rc<Activ
     let (mut version, mut output) = (Version::default(), Vec::new());
     let mut at_rest = Some(activity.open(false));
     let mut came = false;
+    panics::point("resp connection");
     loop {
         while under_way.is_empty() || !alone && under_way.len() < limits::RESP_COMMANDS_MAX {
             let Some(command) = asked.next() else { break };
@@ -150,7 +153,12 @@ async fn carry_out(worker: Rc<Worker>, command: Command) -> (Reply, Option<Versi
         &Command::Hello(version) => version,
         _ => None,
     };
-    (run(&worker, command).await, spoken)
+    let reply = panics::caught(run(&worker, command)).await;
+    let panicked = |why| {
+        error!("a command was answered with INTERNAL, because the program has panicked: {why}");
+        Reply::error("INTERNAL", "The command met a mistake of the program; whether it is carried out is not known.")
+    };
+    (reply.unwrap_or_else(panicked), spoken)
 }
 
 /// A client that does not take its replies is left.

@@ -3,6 +3,7 @@
 mod counting;
 mod disk;
 mod faults;
+mod panics;
 mod partitions;
 mod policies;
 mod secured;

@@ -16,6 +16,7 @@ mod fuzz;
 mod http2;
 mod idempotency;
 mod lifecycle;
+mod panics;
 mod policies;
 mod power;
 mod recordings;

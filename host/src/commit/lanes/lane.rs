@@ -13,6 +13,7 @@ use super::pace::Pace;
 use super::{RETRY, Shared};
 use crate::commit::{Control, Table, WriterState, now_ms};
 use crate::limits;
+use crate::panics;
 use crate::shard::entry::Entry;
 use crate::shard::writer::{Answers, Append, Effect, Event};
 use crate::shard::{Op, Partials, Writer};
@@ -179,6 +180,7 @@ impl Lane {
         self.enqueue();
         let mut confirms = std::mem::take(&mut *self.confirms.borrow_mut());
         if self.writer.borrow().queued() > 0 {
+            panics::point("lane");
             self.prepare().await?;
             self.gather().await;
             let turn = self.shared.turns.next().await;

@@ -31,6 +31,7 @@ use self::turns::Turns;
 use super::answers::Collected;
 use super::takeover::take_over;
 use super::{Commits, Control, Settings};
+use crate::panics;
 use crate::shard::{Op, Origin, Outcome, Partials, Writer};
 use crate::store::{self, Store};
 
@@ -216,7 +217,7 @@ impl Lanes {
             Place::Free => {
                 let cancelled = Rc::new(Cell::new(false));
                 *place = Place::Coming(cancelled.clone());
-                spawn_local(self.clone().serve(shard, cancelled, answer));
+                spawn_local(panics::owned("a shard's lane", self.clone().serve(shard, cancelled, answer)));
             }
         }
     }
@@ -274,7 +275,10 @@ impl Lanes {
         let mut wait = RETRY.0;
         loop {
             let stood_by = standby.is_some();
-            match take_over(&*self.shared.store, self.shared.settings, shard, durable_seq, standby.take()).await {
+            let taken = take_over(&*self.shared.store, self.shared.settings, shard, durable_seq, standby.take());
+            // What is read belongs to nobody yet: an entry that cannot be replayed must not end one node after the other.
+            let taken = panics::caught(taken).await;
+            match taken.unwrap_or_else(|why| Err(store::Error::Damaged(format!("its replay has panicked: {why}")))) {
                 Ok(taken) => return Ok(taken),
                 // The journal itself decides whether it is damaged, not what was read of it before.
                 Err(store::Error::Damaged(why)) if stood_by => {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ADD_ANSWER_BYTES, AddAnswer, Selection, Value, time};
 use crate::counter::Id;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::http::body::{Body, full, json, no_content};
 use crate::http::problem::Problem;
 use crate::http::request::{self, Query, idempotency_key};
@@ -18,6 +18,7 @@ use crate::limits;
 use crate::node::read::{Freshness, Total, read};
 use crate::node::write::{self, Add, Chosen};
 use crate::node::{Worker, now_ms};
+use crate::panics;
 use crate::shard::entry::Action;
 
 const REPLAYED: &str = "idempotency-replayed";
@@ -50,7 +51,8 @@ pub async fn add(
     let key = idempotency_key(headers)?;
     let wants_value = query.word("return", &["value"])?.is_some();
     let added = write::add(worker, Add { id: id.clone(), amount, key }).await?;
-    let total = if wants_value { Some(read(worker, &id, Freshness::Exact).await?.value) } else { None };
+    // The addition decides the outcome; what the read finds, or that it fails, changes nothing of it.
+    let total = if wants_value { Some(total_now(worker, &id).await) } else { None };
     let mut body = Vec::with_capacity(ADD_ANSWER_BYTES);
     AddAnswer { id: id.as_str(), amount, added: &added, total, says_replayed: false }.write(&mut body);
     let mut response = full(StatusCode::OK, "application/json", body);
@@ -58,6 +60,12 @@ pub async fn add(
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+async fn total_now(worker: &Rc<Worker>, id: &Id) -> Result<i128, Error> {
+    let internal = |why: String| Error::new(Kind::Internal, format!("The total cannot be told: {why}"));
+    let read = panics::caught(read(worker, id, Freshness::Exact)).await;
+    Ok(read.map_err(internal)??.value)
 }
 
 /// Reads `?read=`, `?max_age_ms=` and `?stale=`.

@@ -6,6 +6,7 @@ pub mod watch;
 
 use serde::Serialize;
 
+use crate::error::Error;
 use crate::node::write::{Added, Chosen};
 
 /// Which policy chose a shard.
@@ -31,16 +32,24 @@ impl<'a> From<&'a Chosen> for Selection<'a> {
     }
 }
 
+/// Why the total that was asked for beside an addition cannot be told.
+#[derive(Serialize)]
+struct ValueError<'a> {
+    code: &'static str,
+    detail: &'a str,
+}
+
 /// Most answers to an addition fit.
 const ADD_ANSWER_BYTES: usize = 256;
 
 /// The answer to an addition: `{"id","amount","shard","shard_value","outcome","policy"}`, `"value"` and `"value_str"` where the
-/// total was asked for, and `"replayed": true` in a batch.
+/// total was asked for (or `"value": null` and `"value_error"`), and `"replayed": true` in a batch.
 struct AddAnswer<'a> {
     id: &'a str,
     amount: i64,
     added: &'a Added,
-    total: Option<i128>,
+    /// Where it was asked for: the total, or why it cannot be told. The addition is counted in either case.
+    total: Option<Result<i128, Error>>,
     /// Batches have no headers to say it in.
     says_replayed: bool,
 }
@@ -74,10 +83,17 @@ impl AddAnswer<'_> {
             }
             chosen => drop(serde_json::to_writer(&mut *out, &Selection::from(chosen))),
         }
-        if let Some(total) = self.total {
-            let total = number.format(total);
-            for part in [",\"value\":", total, ",\"value_str\":\"", total, "\""] {
-                out.extend_from_slice(part.as_bytes());
+        match &self.total {
+            None => {}
+            Some(Ok(total)) => {
+                let total = number.format(*total);
+                for part in [",\"value\":", total, ",\"value_str\":\"", total, "\""] {
+                    out.extend_from_slice(part.as_bytes());
+                }
+            }
+            Some(Err(why)) => {
+                out.extend_from_slice(b",\"value\":null,\"value_error\":");
+                let _ = serde_json::to_writer(&mut *out, &ValueError { code: why.kind.code(), detail: &why.detail });
             }
         }
         if self.says_replayed && self.added.replayed {
@@ -100,9 +116,12 @@ impl From<i128> for Value {
     }
 }
 
-/// A moment in RFC 3339, to the millisecond.
+/// The last millisecond of the year 9999: RFC 3339 has no later one.
+const TIME_MS_MAX: u64 = 253_402_300_799_999;
+
+/// A moment in RFC 3339, to the millisecond. A later one than it can say, which only a wrong clock makes, is its last.
 pub fn time(since_1970_ms: u64) -> String {
-    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(since_1970_ms);
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(since_1970_ms.min(TIME_MS_MAX));
     humantime::format_rfc3339_millis(at).to_string()
 }
 
@@ -110,6 +129,13 @@ pub fn time(since_1970_ms: u64) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn every_time_can_be_told() {
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(time(253_402_300_800_000), "9999-12-31T23:59:59.999Z");
+        assert_eq!(time(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
 
     proptest! {
         #[test]
@@ -119,11 +145,12 @@ mod tests {
             shard: u32,
             value: Option<i64>,
             replayed: bool,
-            total: Option<i128>,
+            total: Option<Option<i128>>,
         ) {
+            let told = |total: Option<i128>| total.ok_or_else(|| Error::new(crate::error::Kind::NoOwner, "\"nobody\""));
             let added = Added { shard, value, replayed, chosen: Chosen::Key };
             let mut out = Vec::new();
-            AddAnswer { id: &id, amount, added: &added, total, says_replayed: true }.write(&mut out);
+            AddAnswer { id: &id, amount, added: &added, total: total.map(told), says_replayed: true }.write(&mut out);
             let text = std::str::from_utf8(&out).expect("UTF-8");
             let read: serde_json::Value = serde_json::from_str(text).expect("JSON");
             prop_assert_eq!(read["id"].as_str(), Some(id.as_str()));
@@ -132,7 +159,10 @@ mod tests {
             prop_assert_eq!(read["shard_value"].as_i64(), value);
             prop_assert_eq!(read["outcome"].as_str(), Some(if value.is_some() { "applied" } else { "accepted" }));
             prop_assert_eq!(read["policy"]["reason"].as_str(), Some("idempotency_key"));
-            prop_assert_eq!(read["value_str"].as_str().map(str::to_owned), total.map(|total| total.to_string()));
+            prop_assert_eq!(read["value_str"].as_str().map(str::to_owned), total.flatten().map(|total| total.to_string()));
+            prop_assert_eq!(read.get("value").is_some(), total.is_some());
+            let error = (total == Some(None)).then_some(("no_owner", "\"nobody\""));
+            prop_assert_eq!(read["value_error"]["code"].as_str().zip(read["value_error"]["detail"].as_str()), error);
             prop_assert_eq!(read["replayed"].as_bool(), replayed.then_some(true));
         }
     }

@@ -84,7 +84,7 @@ impl Etcd {
             picture: watch::Sender::new(Arc::new(Picture::empty(Instant::now()))),
             closing: watch::Sender::new(false),
         });
-        let session = tokio::spawn(session::run(shared.clone()));
+        let session = tokio::spawn(crate::panics::owned("the session with etcd", session::run(shared.clone())));
         Ok(Self { shared, session: Mutex::new(Some(session)) })
     }
 

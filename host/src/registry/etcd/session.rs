@@ -78,6 +78,7 @@ async fn drive(
     mut written: NodeInfo,
 ) -> Result<(), Error> {
     let ttl = shared.lease_ttl;
+    crate::panics::point("session");
     let mut answered = Instant::now();
     // Renewals that are not answered yet, in their order.
     let mut sent = VecDeque::new();
