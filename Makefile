@@ -8,7 +8,7 @@ MINUTES ?= 10
 
 KUBERNETES_SCRIPTS := $(addprefix kubernetes/tests/,run server controllers containers backup lib.sh control-plane.sh)
 
-.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test torture image image-from-binary test-kubernetes test-containers test-backup bench bench-policies bench-cluster lint ci clean
+.PHONY: help run demo-modulo build plugins plugin-python plugin-js guests setup protoc services services-down cluster sim model test repeat torture image image-from-binary test-kubernetes test-containers test-backup bench bench-policies bench-cluster lint ci clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ model: ## Check the model of the journal within larger bounds (tests/model), som
 
 test: setup ## Run everything that the project tests, with the minutes of each part
 	.ci/test
+
+repeat: setup ## Repeat the whole-program and Kubernetes suites under load of all cores; ROUNDS=5
+	.ci/repeat $(or $(ROUNDS),5)
 
 torture: build setup ## Faults and partitions of nodes and services in any order under load, for MINUTES=10; as root
 	.ci/setup services

@@ -19,7 +19,7 @@ import urllib.request
 
 from load import Load
 from readme import commands
-from waiting import wait
+from waiting import NotNow, wait
 
 STATE = pathlib.Path(sys.argv[1])
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -40,7 +40,10 @@ def ask(method, path, body=None, headers=()):
         with urllib.request.urlopen(request, timeout=15) as answer:
             return json.load(answer), answer.headers
     except urllib.error.HTTPError as error:
-        raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        kind = NotNow if error.code in (429, 503) else AssertionError
+        raise kind(f"{method} {path}: {error.code} {error.read().decode()}") from None
+    except OSError as error:
+        raise NotNow(f"{method} {path}: {error}") from error
 
 
 def ready(address):

@@ -17,7 +17,7 @@ import urllib.request
 
 from load import Load
 from relay import relay
-from waiting import wait
+from waiting import NotNow, wait
 
 IMAGE, NETWORK, GATEWAY = "localhost/quipu:test", "quipu", "10.63.0.254"
 NODES = ["quipu-0", "quipu-1", "quipu-2"]
@@ -230,7 +230,11 @@ def check_cpu():
     load.start()
 
     def ratio():
-        return float(next(line.split()[1] for line in get(address, "/metrics").splitlines() if line.startswith("quipu_cpu_ratio ")))
+        try:
+            metrics = get(address, "/metrics")
+        except OSError as error:
+            raise NotNow(f"the metrics of the limited node: {error}") from error
+        return float(next(line.split()[1] for line in metrics.splitlines() if line.startswith("quipu_cpu_ratio ")))
 
     try:
         wait("a busy node at its limit reads at least 0.8", lambda: ratio() >= 0.8, 30)
