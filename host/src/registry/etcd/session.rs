@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::error::{Error, bounded, within};
 use super::keys::Key;
 use super::{Shared, apply, presence};
+use crate::clock::Boot;
 use crate::limits;
 use crate::registry::picture::{NodeInfo, Picture};
 
@@ -79,7 +80,7 @@ async fn drive(
 ) -> Result<(), Error> {
     let ttl = shared.lease_ttl;
     crate::panics::point("session");
-    let mut answered = Instant::now();
+    let mut answered = Boot::now();
     // Renewals that are not answered yet, in their order.
     let mut sent = VecDeque::new();
     let mut beats = interval(ttl / 4);
@@ -95,17 +96,17 @@ async fn drive(
             }
             answer = beat.answers.message() => {
                 shared.check_beat(answer?.map(|answer| answer.ttl()))?;
-                answered = Instant::now();
+                answered = Boot::now();
                 if let Some(sent) = sent.pop_front() {
                     shared.standing.renewed(sent, ttl);
                 }
                 false
             }
             _ = beats.tick() => {
-                if answered.elapsed() > ttl * 3 / 4 {
+                if Boot::now().saturating_since(answered) > ttl * 3 / 4 {
                     return Err(Error::Unavailable("keep-alives are not answered".into()));
                 }
-                sent.push_back(Instant::now());
+                sent.push_back(Boot::now());
                 bounded(beat.keeper.keep_alive()).await?;
                 false
             }
@@ -125,7 +126,7 @@ impl Shared {
     async fn lease(&self) -> Result<(i64, Beat), Error> {
         let mut client = self.client.lease_client();
         let known = self.lease.load(Ordering::SeqCst);
-        let sent = Instant::now();
+        let sent = Boot::now();
         if known != 0 {
             match bounded(client.keep_alive(known)).await {
                 Ok((keeper, answers)) => {
@@ -147,7 +148,7 @@ impl Shared {
         self.standing.granted();
         let lease = bounded(client.grant(seconds as i64, None)).await?.id();
         self.lease.store(lease, Ordering::SeqCst);
-        let sent = Instant::now();
+        let sent = Boot::now();
         let (keeper, answers) = bounded(client.keep_alive(lease)).await?;
         self.standing.renewed(sent, self.lease_ttl);
         Ok((lease, Beat { keeper, answers }))
