@@ -38,7 +38,16 @@ fn fill(tables: &[Arc<RwLock<Partials>>], spread: u32) {
             }
         }
         for ((table, changes), shard) in tables.iter().zip(changes).zip(0..) {
-            let entry = Entry { shard, epoch: 1, seq, id: seq, changes, keys: Vec::new(), marks: Vec::new() };
+            let entry = Entry {
+                shard,
+                epoch: 1,
+                seq,
+                id: seq,
+                time_ms: Some(seq),
+                changes,
+                keys: Vec::new(),
+                marks: Vec::new(),
+            };
             let mut partials = table.write();
             partials.apply(&entry);
             if seq % 10 == 0 {

@@ -75,7 +75,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         Some(chosen) => commit::spawn_lanes(&commits, &store, commit_settings, chosen.appends_max)?,
     };
 
-    let node_settings = node::Settings { id: settings.node_id.clone(), key_window: settings.idempotency_window };
+    let node_settings = node::Settings { id: settings.node_id.clone() };
     let place = membership.as_ref().map(Membership::cluster);
     let node = Node::new(node_settings, store, commits.clone(), policies, catalog, place).await;
     let node = Arc::new(node.context("the rules that are stored cannot be put in force")?);

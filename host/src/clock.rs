@@ -3,7 +3,7 @@
 //! `Instant` stands still while a machine is suspended, so it says nothing about what others may have done meanwhile.
 //! Whatever decides whether others still wait for this node is measured here; timeouts of sockets are not.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -23,10 +23,20 @@ impl Boot {
         Self(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0)))
     }
 
+    /// What passed since the machine started.
+    pub fn elapsed(self) -> Duration {
+        self.0
+    }
+
     /// Zero where `earlier` is later.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// What the wall clock says, since 1970.
+pub fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl std::ops::Add<Duration> for Boot {

@@ -239,7 +239,7 @@ impl From<crate::shard::Refusal> for Error {
                 "This Idempotency-Key was used on this counter with another kind or amount. A new operation needs a new key.",
             ),
             // Peers see this refusal and recover from it; it reaches a caller only when their stream is broken.
-            Refusal::Gap => Self::unknown(),
+            Refusal::Gap | Refusal::Forgotten { .. } => Self::unknown(),
         }
     }
 }

@@ -280,7 +280,7 @@ pub const CASSANDRA_CHUNK_BYTES: usize = 512 * 1024;
 /// Small values read at once by a scan.
 pub const CASSANDRA_SCAN_PAGE: usize = 64;
 /// Format of journal entries and of messages between nodes, as nodes tell each other.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// A stopping node hands its shards over within this, or the others take them when its lease ends.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Differences that an audit names; it counts all.

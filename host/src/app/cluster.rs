@@ -142,7 +142,7 @@ impl Membership {
                 queued: 0,
                 ready: false,
                 draining: false,
-                formats: (limits::FORMAT, limits::FORMAT),
+                formats: (1, limits::FORMAT),
             },
         });
         let etcd = Arc::new(etcd.await.map_err(|why| anyhow!("{why}")).context("cannot join the cluster")?);
@@ -252,6 +252,7 @@ impl Membership {
             followers: Followers::new(commits.clone(), node.store.clone(), settings),
             lost: Mutex::default(),
         };
+        write_format(&self.etcd.pictures().borrow(), commits);
         self.agent = Some(Agent::start(config, self.etcd.clone(), Arc::new(shards)));
         Ok(())
     }
@@ -332,7 +333,9 @@ const MAP_INTERVAL: Duration = Duration::from_millis(50);
 async fn follow_map(etcd: Arc<Etcd>, commits: Arc<Commits>, map: watch::Sender<Arc<Map>>) {
     let mut pictures = etcd.pictures();
     loop {
-        let now = Arc::new(map_of(&pictures.borrow_and_update().clone(), etcd.node_id(), etcd.incarnation(), &commits));
+        let picture = pictures.borrow_and_update().clone();
+        write_format(&picture, &commits);
+        let now = Arc::new(map_of(&picture, etcd.node_id(), etcd.incarnation(), &commits));
         map.send_if_modified(|known| {
             let changed = **known != *now;
             *known = now;
@@ -342,6 +345,12 @@ async fn follow_map(etcd: Arc<Etcd>, commits: Arc<Commits>, map: watch::Sender<A
             return;
         }
     }
+}
+
+/// Entries are written as the cluster has agreed.
+fn write_format(picture: &Picture, commits: &Commits) {
+    // Nothing is known before the first list: then what every node reads is written.
+    commits.write_format(picture.config.as_ref().map_or(1, |config| config.value.format));
 }
 
 /// Operations go to whoever serves: this node by its own knowledge, others by what they announced.

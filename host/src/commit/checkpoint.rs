@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{Commits, Control, WriterState, now_ms};
+use super::{Commits, Control, WriterState};
 use crate::limits;
 use crate::panics;
 use crate::store::{self, Checkpoint, Store};
@@ -20,14 +20,13 @@ use crate::store::{self, Checkpoint, Store};
 pub struct Checkpointer {
     commits: Arc<Commits>,
     store: Arc<dyn Store>,
-    key_window: Duration,
 }
 
 impl Checkpointer {
     /// The commit thread does not end before this is dropped.
-    pub fn new(commits: Arc<Commits>, store: Arc<dyn Store>, key_window: Duration) -> Self {
+    pub fn new(commits: Arc<Commits>, store: Arc<dyn Store>) -> Self {
         commits.checkpointers.fetch_add(1, Ordering::AcqRel);
-        Self { commits, store, key_window }
+        Self { commits, store }
     }
 
     /// Takes checkpoints until [`Commits::stop`], and a last one then.
@@ -125,8 +124,7 @@ impl Checkpointer {
 
     /// Drops idempotency records that no operation can ask for any more.
     async fn expire_keys(&self) -> Result<(), store::Error> {
-        let kept = self.key_window + limits::KEY_EXPIRY_SLACK;
-        let before_ms = now_ms().saturating_sub(u64::try_from(kept.as_millis()).unwrap_or(u64::MAX));
+        let Some(before_ms) = self.commits.key_horizon().await else { return Ok(()) };
         while self.store.expire_keys(before_ms, limits::KEY_EXPIRY_PIECE).await? == limits::KEY_EXPIRY_PIECE {
             if self.commits.stopped() {
                 break;

@@ -13,13 +13,14 @@ use tracing::{error, info, warn};
 
 use super::answers::Collected;
 use super::takeover::take_over;
-use super::{Commits, Control, Settings, Table, WriterState, now_ms};
+use super::{Commits, Control, Recent, Settings, Table, WriterState};
+use crate::clock::{self, Boot};
 use crate::limits;
 use crate::panics;
 use crate::shard::entry::Entry;
 use crate::shard::partials::Resident;
 use crate::shard::writer::{Answers, Append, Effect, Event};
-use crate::shard::{Op, Outcome, Writer};
+use crate::shard::{JournalTime, Op, Outcome, Writer};
 use crate::store::{self, Appended, Store};
 
 /// Why no [`Effect::Return`] comes: the shards of this store have no other owner that could take anything.
@@ -31,6 +32,8 @@ pub struct Driver {
     store: Arc<dyn Store>,
     settings: Settings,
     writers: Vec<Writer>,
+    /// None until every shard was taken over.
+    time: Option<JournalTime>,
     /// Shards with operations that wait.
     touched: Vec<u32>,
     /// Operations of the group under way, by shard.
@@ -63,6 +66,7 @@ impl Driver {
             store,
             settings,
             writers: Vec::new(),
+            time: None,
             touched: Vec::new(),
             effects: Vec::new(),
             no_room: false,
@@ -95,6 +99,10 @@ impl Driver {
             drop(partials);
             table.changed.send_replace(());
             self.writers.push(*writer);
+        }
+        if self.time.is_none() {
+            let last_ms = self.writers.iter().filter_map(Writer::time_ms).max();
+            self.time = Some(JournalTime::resume(last_ms, clock::wall(), Boot::now().elapsed()));
         }
         Ok(())
     }
@@ -196,11 +204,12 @@ impl Driver {
     /// Closes the next entry of every touched shard.
     async fn seal(&mut self) -> Result<Vec<Arc<Entry>>, store::Error> {
         let mut group = Vec::with_capacity(self.touched.len());
+        let time_ms = self.time_ms();
         for at in 0..self.touched.len() {
             let shard = self.touched[at];
             self.step(shard, Event::Prepare);
             self.fetch(shard, &mut group).await?;
-            self.step(shard, Event::Seal { entry_id: rand::random() });
+            self.step(shard, Event::Seal { entry_id: rand::random(), time_ms });
             // What is still missing is asked for in the next round; only an eviction since `Prepare` leads there.
             self.fetch(shard, &mut group).await?;
         }
@@ -435,8 +444,7 @@ impl Driver {
         match control {
             Control::Wake => {}
             Control::Snapshot { shard, answer } => {
-                let lifetime_ms = u64::try_from(limits::MARK_LIFETIME.as_millis()).unwrap_or(u64::MAX);
-                self.step(shard, Event::ExpireMarks { horizon_ms: now_ms().saturating_sub(lifetime_ms) });
+                self.step(shard, Event::ExpireMarks { lifetime_ms: limits::MARK_LIFETIME.as_millis() as u64 });
                 let _ = answer.send(self.state(shard));
             }
             Control::Checkpointed { shard, epoch, seq, answer } => {
@@ -450,7 +458,15 @@ impl Driver {
                 let _ = answer.send(());
             }
             Control::RecentKey { shard, hash, counter, key, answer } => {
-                let _ = answer.send(self.writers[shard as usize].recent_key(hash, &counter, &key).cloned());
+                let time_ms = self.time_ms();
+                let writer = &self.writers[shard as usize];
+                let record = writer.recent_key(hash, &counter, &key).cloned();
+                let _ = answer.send(Recent { record, window: writer.window(time_ms) });
+            }
+            Control::KeyHorizon { answer } => {
+                if let Some(horizon_ms) = self.key_horizon_ms() {
+                    let _ = answer.send(horizon_ms);
+                }
             }
             Control::StoreBroken(why) => self.recover(why).await?,
             // One process has all shards as long as it runs: whoever asks for one is told nothing.
@@ -458,6 +474,20 @@ impl Driver {
             Control::Confirm { answer, .. } => drop(answer.send(true)),
         }
         Ok(())
+    }
+
+    /// Journal time now: one for all shards, since one process serves them all.
+    fn time_ms(&mut self) -> Option<u64> {
+        let (wall, boot) = (clock::wall(), Boot::now().elapsed());
+        self.time.as_mut().map(|time| time.advance(wall, boot))
+    }
+
+    /// Records from before it are out of force, those of each shard from before its journal time included.
+    fn key_horizon_ms(&mut self) -> Option<u64> {
+        let slack_ms = limits::KEY_EXPIRY_SLACK.as_millis() as u64;
+        let horizon_ms = self.time_ms()?.checked_sub(self.settings.key_window_ms().saturating_add(slack_ms))?;
+        let since_ms = self.writers.iter().filter_map(Writer::since_ms).max()?;
+        (horizon_ms > since_ms).then_some(horizon_ms)
     }
 
     fn state(&self, shard: u32) -> WriterState {

@@ -19,7 +19,7 @@ pub(crate) mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
@@ -28,7 +28,7 @@ use crate::counter::Id;
 use crate::limits;
 use crate::panics;
 use crate::shard::entry::{KeyRecord, Mark};
-use crate::shard::{Op, Partials};
+use crate::shard::{Op, Partials, Window};
 use crate::store::{self, Store};
 
 pub use answers::{Collected, PeerAnswer};
@@ -105,7 +105,11 @@ enum Control {
         hash: u64,
         counter: Id,
         key: Box<str>,
-        answer: oneshot::Sender<Option<KeyRecord>>,
+        answer: oneshot::Sender<Recent>,
+    },
+    /// Up to when idempotency records may be dropped, by their [`KeyRecord::kept_by_ms`]. Not answered when none may.
+    KeyHorizon {
+        answer: oneshot::Sender<u64>,
     },
     /// The store said so to somebody else.
     StoreBroken(store::Error),
@@ -126,6 +130,15 @@ enum Control {
     },
     /// Look whether it is time to stop.
     Wake,
+}
+
+/// What the commit thread knows of an idempotency key.
+#[derive(Debug)]
+pub struct Recent {
+    /// None: only the store can know.
+    pub record: Option<KeyRecord>,
+    /// Whether a record, also one of the store's, is in force.
+    pub window: Window,
 }
 
 #[derive(Debug, Default)]
@@ -174,8 +187,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How old a record may be, in journal time, and still be in force: that may pass faster by its drift, and a repetition
+    /// that arrived within the window may wait for its turn.
     fn key_window_ms(self) -> u64 {
-        u64::try_from(self.key_window.as_millis()).unwrap_or(u64::MAX)
+        let window = self.key_window + self.key_window / 1_000 + limits::OPERATION_DEADLINE;
+        u64::try_from(window.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -193,6 +209,8 @@ pub struct Commits {
     serving: AtomicBool,
     stopped: AtomicBool,
     ended: watch::Sender<bool>,
+    /// Of entries that are written.
+    format: AtomicU32,
     pub tables: Vec<Table>,
     inboxes: Vec<Arc<Inbox>>,
     /// What became of operations that other nodes sent.
@@ -226,6 +244,7 @@ impl Commits {
             serving: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             ended: watch::Sender::new(false),
+            format: AtomicU32::new(limits::FORMAT),
             tables: (0..shards).map(|_| table()).collect(),
             inboxes,
             peers: Inbox::default(),
@@ -234,6 +253,16 @@ impl Commits {
             standbys: Standbys::new(shards),
             stats: Stats::default(),
         }
+    }
+
+    /// Entries are written in this format from now on. A shard whose journal has journal time goes on with it.
+    pub fn write_format(&self, format: u32) {
+        self.format.store(format, Ordering::Relaxed);
+    }
+
+    /// Journal time is written with entries.
+    fn timed(&self) -> bool {
+        self.format.load(Ordering::Relaxed) >= 2
     }
 
     /// Whether operations are taken now.
@@ -337,6 +366,12 @@ impl Commits {
         answered.await.ok()
     }
 
+    async fn key_horizon(&self) -> Option<u64> {
+        let (answer, answered) = oneshot::channel();
+        self.control(Control::KeyHorizon { answer });
+        answered.await.ok()
+    }
+
     async fn checkpointed(&self, shard: u32, epoch: u64, seq: u64) {
         let (answer, answered) = oneshot::channel();
         self.control(Control::Checkpointed { shard, epoch, seq, answer });
@@ -344,14 +379,8 @@ impl Commits {
     }
 
     /// The record of an idempotency key that no checkpoint holds yet. The answer comes after everything submitted before
-    /// is settled. `Ok(None)` followed by a look-up in the store that finds nothing, in this order, means: not applied.
-    pub async fn recent_key(
-        &self,
-        shard: u32,
-        hash: u64,
-        counter: Id,
-        key: &str,
-    ) -> Result<Option<KeyRecord>, Rejected> {
+    /// is settled. No record, followed by a look-up in the store that finds nothing, in this order, means: not applied.
+    pub async fn recent_key(&self, shard: u32, hash: u64, counter: Id, key: &str) -> Result<Recent, Rejected> {
         let (answer, answered) = oneshot::channel();
         self.control(Control::RecentKey { shard, hash, counter, key: key.into(), answer });
         answered.await.map_err(|_| self.rejected())
@@ -407,7 +436,7 @@ pub struct Threads {
 pub fn spawn(commits: &Arc<Commits>, store: &Arc<dyn Store>, settings: Settings) -> Result<Threads, store::Error> {
     let (started, start) = std::sync::mpsc::channel();
     // Made here, so that the commit thread cannot end before it is counted.
-    let checkpointer = Checkpointer::new(commits.clone(), store.clone(), settings.key_window);
+    let checkpointer = Checkpointer::new(commits.clone(), store.clone());
     let (of_commit, its_store) = (commits.clone(), store.clone());
     let commit = thread("quipu-commit", move |runtime| {
         let _owner = panics::Owner::new("the commit thread");
@@ -445,7 +474,7 @@ pub fn spawn_lanes(
     settings: Settings,
     appends_max: usize,
 ) -> Result<Threads, store::Error> {
-    let checkpointer = Checkpointer::new(commits.clone(), store.clone(), settings.key_window);
+    let checkpointer = Checkpointer::new(commits.clone(), store.clone());
     let (commits, store) = (commits.clone(), store.clone());
     commits.serving.store(true, Ordering::Release);
     let commit = thread("quipu-commit", move |runtime| {
@@ -490,10 +519,4 @@ fn thread<T: Send + 'static>(
     let refused = |why: std::io::Error| store::Error::Refused(format!("cannot start the thread {name}: {why}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
     std::thread::Builder::new().name(name.into()).spawn(move || run(runtime)).map_err(refused)
-}
-
-/// Milliseconds since 1970.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

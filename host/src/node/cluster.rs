@@ -175,7 +175,7 @@ impl Node {
         self.commits.tables[shard as usize].epoch.load(std::sync::atomic::Ordering::Acquire)
     }
 
-    /// The record of a key on a shard that this node serves; None when it does not.
+    /// The record of a key on a shard that this node serves, while it is in force; None when the node does not.
     pub async fn find_key_own(
         self: &Arc<Self>,
         shard: u32,
@@ -185,12 +185,12 @@ impl Node {
         let epoch = self.epoch(shard);
         let hash = key_hash(id.as_str());
         let Ok(recent) = self.commits.recent_key(shard, hash, id.clone(), key).await else { return Ok(None) };
-        let record = match recent {
+        let record = match recent.record {
             Some(record) => Some(record),
             None => self.store.load_key(shard, id, key).await?,
         };
         let served = epoch != 0 && self.epoch(shard) == epoch && self.commits.confirm(shard).await;
-        Ok(served.then_some(record))
+        Ok(served.then(|| record.filter(|record| recent.window.holds(record, now_ms()))))
     }
 
     /// The record of a key, from whoever serves the shard.
@@ -357,10 +357,4 @@ async fn ask_key(peers: &Peers, node: &str, shard: u32, id: &Id, key: &str) -> O
     let request = message::FindKeyRequest { shard, counter: id.as_str().to_owned(), key: key.to_owned() };
     let reply = client.find_key(request).await.ok()?.into_inner();
     reply.served.then(|| reply.record.map(|record| record.into_record(id.clone(), key)))
-}
-
-/// Whether a record is still within the window.
-pub(super) fn within_window(record: &KeyRecord, window: std::time::Duration) -> bool {
-    let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
-    now_ms().saturating_sub(record.at_ms) <= window_ms
 }

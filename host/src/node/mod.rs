@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 
@@ -45,7 +45,6 @@ pub struct Node {
     pub id: String,
     pub shards: u32,
     pub began: Instant,
-    pub key_window: Duration,
     pub store: Arc<dyn Store>,
     pub commits: Arc<Commits>,
     pub policies: Arc<policy::Engine>,
@@ -123,7 +122,6 @@ pub struct Stats {
 
 pub struct Settings {
     pub id: String,
-    pub key_window: Duration,
 }
 
 impl Node {
@@ -166,7 +164,6 @@ impl Node {
             id: settings.id,
             shards: u32::try_from(commits.tables.len()).map_err(Error::internal)?,
             began: Instant::now(),
-            key_window: settings.key_window,
             store,
             commits,
             policies,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Node;
-use super::cluster::within_window;
+use super::{Node, now_ms};
+use crate::commit::Recent;
 use crate::counter::{Id, candidates, key_hash};
 use crate::error::Error;
 use crate::shard::entry::KeyRecord;
@@ -15,16 +15,16 @@ impl Node {
         let hash = key_hash(id.as_str());
         let shard = candidates(hash, self.shards, 1)[0];
         if let Some(peers) = &self.peers {
-            let record = self.find_key(peers, shard, id, key).await?;
-            return Ok(record.filter(|record| within_window(record, self.key_window)));
+            return self.find_key(peers, shard, id, key).await;
         }
-        let record = match self.commits.recent_key(shard, hash, id.clone(), key).await? {
+        let Recent { record, window } = self.commits.recent_key(shard, hash, id.clone(), key).await?;
+        let record = match record {
             Some(record) => Some(record),
             None => {
                 let (id, key) = (id.clone(), key.to_owned());
                 self.off_thread(move |node| async move { Ok(node.store.load_key(shard, &id, &key).await?) }).await?
             }
         };
-        Ok(record.filter(|record| within_window(record, self.key_window)))
+        Ok(record.filter(|record| window.holds(record, now_ms())))
     }
 }

@@ -22,6 +22,7 @@ use super::wire::message::{Operation, OperationOutcome, Operations};
 use super::{Identity, Map, Member, Owner};
 use crate::commit::{Collected, Commits};
 use crate::limits;
+use crate::shard::marks::RESERVED;
 use crate::shard::producer::{self, Producer};
 use crate::shard::{Op, Origin};
 
@@ -135,7 +136,7 @@ impl Driver {
         map: watch::Receiver<Arc<Map>>,
         identity: Option<Identity>,
     ) -> Self {
-        let id = rand::random::<u128>().max(1);
+        let id = draw_id();
         let shards = links.reachable.len();
         let (sender, own_outcomes) = unbounded_channel();
         Self {
@@ -226,7 +227,7 @@ impl Driver {
                 }
                 producer::Effect::RetryLater => self.retries.push(shard),
                 producer::Effect::DrawId => {
-                    self.step(shard, producer::Event::Renamed { producer: rand::random::<u128>().max(1) });
+                    self.step(shard, producer::Event::Renamed { producer: draw_id() });
                 }
             }
         }
@@ -425,6 +426,11 @@ impl Driver {
         }
         self.show_reachable();
     }
+}
+
+/// A producer's id, which nobody else has.
+fn draw_id() -> u128 {
+    rand::random::<u128>().max(RESERVED + 1)
 }
 
 impl Drop for Driver {

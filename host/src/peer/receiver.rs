@@ -141,7 +141,7 @@ mod tests {
             hash: key_hash("c"),
             kind: Kind::Add { amount: 1, bounds: Bounds::NONE },
             key: None,
-            origin: Origin::Peer { producer: 7, seq: 1, acked: 0 },
+            origin: Origin::Peer { producer: 7, seq: 1, acked: 0, as_of_ms: 0 },
             at_ms: 5,
         }
     }

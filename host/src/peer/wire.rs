@@ -22,9 +22,9 @@ pub struct Malformed(&'static str);
 impl Operation {
     /// `op.origin` is that of a producer.
     pub fn new(op: Op, round: u64) -> Self {
-        let (seq, acked) = match op.origin {
-            Origin::Peer { seq, acked, .. } => (seq, acked),
-            Origin::Local { .. } | Origin::Relaxed => (0, 0),
+        let (seq, acked, as_of_ms) = match op.origin {
+            Origin::Peer { seq, acked, as_of_ms, .. } => (seq, acked, as_of_ms),
+            Origin::Local { .. } | Origin::Relaxed => (0, 0, 0),
         };
         let kind = match op.kind {
             Kind::Add { amount, bounds: Bounds { min, max } } => {
@@ -35,7 +35,7 @@ impl Operation {
             Kind::Skip => None,
         };
         let (counter, key) = (op.counter.as_str().to_owned(), op.key.map(String::from));
-        Self { shard: op.shard, seq, acked, round, counter, kind, key, at_ms: op.at_ms }
+        Self { shard: op.shard, seq, acked, round, counter, kind, key, at_ms: op.at_ms, as_of_ms }
     }
 
     pub fn into_op(self, producer: u128, shards: u32) -> Result<Op, Malformed> {
@@ -61,7 +61,7 @@ impl Operation {
             counter,
             kind,
             key: self.key.map(Into::into),
-            origin: Origin::Peer { producer, seq: self.seq, acked: self.acked },
+            origin: Origin::Peer { producer, seq: self.seq, acked: self.acked, as_of_ms: self.as_of_ms },
             at_ms: self.at_ms,
         })
     }
@@ -80,6 +80,7 @@ impl From<Outcome> for operation_outcome::Outcome {
             Outcome::Refused(Refusal::Exists) => refused(refused::Why::Exists(true)),
             Outcome::Refused(Refusal::KeyReused) => refused(refused::Why::KeyReused(true)),
             Outcome::Refused(Refusal::Gap) => refused(refused::Why::Gap(true)),
+            Outcome::Refused(Refusal::Forgotten { time_ms }) => refused(refused::Why::ForgottenAtMs(time_ms)),
         }
     }
 }
@@ -104,6 +105,7 @@ impl OperationOutcome {
                 Some(refused::Why::Exists(_)) => Outcome::Refused(Refusal::Exists),
                 Some(refused::Why::KeyReused(_)) => Outcome::Refused(Refusal::KeyReused),
                 Some(refused::Why::Gap(_)) => Outcome::Refused(Refusal::Gap),
+                Some(refused::Why::ForgottenAtMs(time_ms)) => Outcome::Refused(Refusal::Forgotten { time_ms }),
                 None => Outcome::Unknown,
             },
         }
@@ -130,7 +132,7 @@ impl message::KeyRecord {
             Some(key_record::Action::Remove(_)) => Action::Remove,
             None => Action::Skip,
         };
-        KeyRecord { counter, key: key.into(), action, value: self.value, at_ms: self.at_ms }
+        KeyRecord { counter, key: key.into(), action, value: self.value, at_ms: self.at_ms, time_ms: None }
     }
 }
 
@@ -186,7 +188,7 @@ mod tests {
                 counter: counter.clone(),
                 kind,
                 key: Some("k".into()),
-                origin: Origin::Peer { producer: u128::MAX, seq: 7, acked: 6 },
+                origin: Origin::Peer { producer: u128::MAX, seq: 7, acked: 6, as_of_ms: 4 },
                 at_ms: 5,
             };
             assert_eq!(there_and_back(&op), op);
@@ -205,6 +207,7 @@ mod tests {
             Outcome::Refused(Refusal::Exists),
             Outcome::Refused(Refusal::KeyReused),
             Outcome::Refused(Refusal::Gap),
+            Outcome::Refused(Refusal::Forgotten { time_ms: 9 }),
         ];
         for outcome in outcomes {
             assert_eq!(OperationOutcome::new(1, 2, 3, outcome).outcome(), outcome);

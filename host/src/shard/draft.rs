@@ -11,6 +11,7 @@ use super::keys::{self, Keys};
 use super::marks::{MarkState, Marks};
 use super::op::{Kind, Op, Origin, Outcome, Refusal};
 use super::partials::{Partial, Partials};
+use super::time::Window;
 use super::writer::{Answers, Effect};
 use crate::counter::{Id, arithmetic};
 use crate::limits;
@@ -21,7 +22,8 @@ pub(super) struct Durable<'a> {
     pub partials: &'a Partials,
     pub keys: &'a Keys,
     pub marks: &'a Marks,
-    pub key_window_ms: u64,
+    /// As of the entry being made.
+    pub window: Window,
 }
 
 #[derive(Debug, Default)]
@@ -85,9 +87,9 @@ impl Draft {
     /// Decides one operation, or says what must be known first. `slot` is where its counter was found.
     pub fn judge(&self, durable: Durable<'_>, op: &Op, slot: u32) -> Result<Verdict, Effect> {
         let mut sequenced = false;
-        if let Origin::Peer { producer, seq, .. } = op.origin {
+        if let Origin::Peer { producer, .. } = op.origin {
             let state = self.marks.get(&producer).or_else(|| durable.marks.get(producer));
-            if let Some(outcome) = durable.marks.repeated(state, producer, seq, op.at_ms) {
+            if let Some(outcome) = durable.marks.repeated(state, op.origin, op.at_ms, durable.window.times) {
                 return Ok(Verdict { outcome, write: None, sequenced: false, recorded: false });
             }
             sequenced = true;
@@ -136,7 +138,7 @@ impl Draft {
                 key: key.into(),
             })?,
         };
-        let within = known.filter(|record| op.at_ms.saturating_sub(record.at_ms) <= durable.key_window_ms);
+        let within = known.filter(|record| durable.window.holds(record, op.at_ms));
         Ok(within.map(|record| {
             if record.action == Action::from(&op.kind) {
                 Outcome::Applied { value: record.value, replayed: true }
@@ -159,7 +161,7 @@ impl Draft {
             self.advance(durable, &op, verdict.outcome);
         }
         if verdict.recorded {
-            self.record(&op, verdict.outcome);
+            self.record(durable, &op, verdict.outcome);
         }
         match verdict.write {
             None => {}
@@ -178,15 +180,17 @@ impl Draft {
 
     fn advance(&mut self, durable: Durable<'_>, op: &Op, outcome: Outcome) {
         let Origin::Peer { producer, acked, .. } = op.origin else { return };
-        let durable = || durable.marks.get(producer).cloned().unwrap_or_default();
-        self.marks.entry(producer).or_insert_with(durable).push(outcome, acked, op.at_ms);
+        let known = || durable.marks.get(producer).cloned().unwrap_or_default();
+        let at_ms = durable.window.times.map_or(op.at_ms, |times| times.now_ms);
+        self.marks.entry(producer).or_insert_with(known).push(outcome, acked, at_ms);
         self.bytes += ITEM_BYTES;
     }
 
-    fn record(&mut self, op: &Op, outcome: Outcome) {
+    fn record(&mut self, durable: Durable<'_>, op: &Op, outcome: Outcome) {
         let (Some(key), Outcome::Applied { value, .. }) = (&op.key, outcome) else { return };
-        let action = Action::from(&op.kind);
-        let record = KeyRecord { counter: op.counter.clone(), key: key.clone(), action, value, at_ms: op.at_ms };
+        let (action, at_ms) = (Action::from(&op.kind), op.at_ms);
+        let time_ms = durable.window.times.map(|times| times.now_ms);
+        let record = KeyRecord { counter: op.counter.clone(), key: key.clone(), action, value, at_ms, time_ms };
         self.bytes += record.counter.as_str().len() + key.len() + ITEM_BYTES;
         let key_hash = keys::hash(op.hash, key);
         let same = |&nth: &u32| {
@@ -219,7 +223,7 @@ impl Draft {
     }
 
     /// Closes the draft; it is empty afterwards.
-    pub fn seal(&mut self, shard: u32, epoch: u64, id: u64) -> Sealed {
+    pub fn seal(&mut self, shard: u32, epoch: u64, id: u64, time_ms: Option<u64>) -> Sealed {
         self.index.clear();
         self.key_index.clear();
         self.bytes = 0;
@@ -229,6 +233,7 @@ impl Draft {
             epoch,
             seq: self.seq,
             id,
+            time_ms,
             changes: std::mem::take(&mut self.changes),
             keys: std::mem::take(&mut self.keys),
             marks: marks.iter().map(|(&producer, state)| state.to_mark(producer)).collect(),

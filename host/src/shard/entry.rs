@@ -3,14 +3,23 @@
 //! An entry holds the *absolute* partials of the counters it changes, together with everything that recognises a
 //! repetition (producer marks, idempotency records), so that both become durable at once and replay is idempotent.
 //!
-//! Layout: `version u8 · shard · epoch · seq · id · changes · keys · marks · crc32c of all before, u32 LE`. Integers are
-//! LEB128, signed ones zigzagged, texts length-prefixed. Readers refuse versions they do not know.
+//! Layout: `version u8 · shard · epoch · seq · id · [time] · changes · keys · marks · [sections] · crc32c of all before,
+//! u32 LE`. Integers are LEB128, signed ones zigzagged, texts length-prefixed. Readers refuse versions they do not know.
+//!
+//! Format 2 has what is in brackets: the journal time, which is that of the idempotency records too, and, after every item
+//! and at the end, *sections*: `count · (tag · length · bytes)*`, by which later programs add what belongs to an item. A reader
+//! skips a section with an even tag that it does not know, and refuses an entry that has one with an odd tag. A cluster
+//! writes format 1 until all of its nodes read format 2 and an operator says so (`quipu cluster finalize`).
+//!
+//! Records of a checkpoint are the same items alone; there the end of the bytes tells that no section follows.
 
 use super::op::{Kind, Outcome, Refusal};
 use super::partials::Partial;
 use crate::counter::{Id, Refused, key_hash};
 
-const VERSION: u8 = 1;
+/// Without journal time and sections.
+const FORMAT_1: u8 = 1;
+const FORMAT_2: u8 = 2;
 
 /// The value of one counter after the entry. `partial.seq` is the entry's and not stored twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +37,11 @@ pub struct KeyRecord {
     pub action: Action,
     /// The shard's partial right after it.
     pub value: i64,
-    /// Milliseconds since 1970.
+    /// When the operation was received, by the wall clock of the node that received it, in milliseconds since 1970: for
+    /// people, never for ages.
     pub at_ms: u64,
+    /// Journal time of its entry; None where that was of format 1.
+    pub time_ms: Option<u64>,
 }
 
 /// What a key stands for: the same key with another action is a mistake of the caller.
@@ -58,7 +70,7 @@ impl From<&Kind> for Action {
 pub struct Mark {
     pub producer: u128,
     pub through: u64,
-    /// Newest receive time of its operations, in milliseconds since 1970.
+    /// Journal time of the last entry with one of its operations; in format 1 the newest receive time of its operations.
     pub at_ms: u64,
     /// Of sequences that the producer had not acknowledged, dense and ascending, the last being `through`.
     pub outcomes: Vec<(u64, Outcome)>,
@@ -72,6 +84,8 @@ pub struct Entry {
     pub seq: u64,
     /// Drawn by the writer: tells whether the entry at this sequence is the one that it sent.
     pub id: u64,
+    /// Journal time, see [`super::time`], not below that of the entry before. None: the entry is of format 1.
+    pub time_ms: Option<u64>,
     pub changes: Vec<Change>,
     pub keys: Vec<KeyRecord>,
     pub marks: Vec<Mark>,
@@ -84,8 +98,10 @@ pub enum Damaged {
     Short,
     #[error("the checksum does not match")]
     Checksum,
-    #[error("format version {0} is newer than this program knows")]
+    #[error("format version {0} is newer than this program knows; use the program that wrote it, or a later one")]
     Version(u8),
+    #[error("it holds data of a later program (section {0}) that this one must not pass over; use a later program")]
+    Section(u64),
     #[error("a field has no valid value")]
     Field,
 }
@@ -95,27 +111,35 @@ impl Entry {
         self.changes.is_empty() && self.keys.is_empty() && self.marks.is_empty()
     }
 
-    /// Appends the encoded entry to `out`.
+    /// Appends the encoded entry to `out`, in the lowest format that holds it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
-        out.push(VERSION);
+        let sections = if self.time_ms.is_some() { put_no_sections } else { |_: &mut Vec<u8>| {} };
+        out.push(if self.time_ms.is_some() { FORMAT_2 } else { FORMAT_1 });
         put(out, u64::from(self.shard));
         put(out, self.epoch);
         put(out, self.seq);
         put(out, self.id);
+        if let Some(time_ms) = self.time_ms {
+            put(out, time_ms);
+        }
         put(out, self.changes.len() as u64);
         for change in &self.changes {
             put_text(out, change.counter.as_str());
             put_partial(out, &change.partial);
+            sections(out);
         }
         put(out, self.keys.len() as u64);
         for record in &self.keys {
-            record.encode(out);
+            put_key_record(out, record);
+            sections(out);
         }
         put(out, self.marks.len() as u64);
         for mark in &self.marks {
             mark.encode(out);
+            sections(out);
         }
+        sections(out);
         let crc = crc32c::crc32c(&out[start..]);
         out.extend_from_slice(&crc.to_le_bytes());
     }
@@ -126,42 +150,57 @@ impl Entry {
             return Err(Damaged::Checksum);
         }
         let mut from = Reader(body);
-        match from.byte()? {
-            VERSION => {}
+        let timed = match from.byte()? {
+            FORMAT_1 => false,
+            FORMAT_2 => true,
             other => return Err(Damaged::Version(other)),
-        }
+        };
+        let sections = |from: &mut Reader<'_>| if timed { from.pass_sections() } else { Ok(()) };
         let shard = u32::try_from(from.int()?).map_err(|_| Damaged::Field)?;
         let (epoch, seq, id) = (from.int()?, from.int()?, from.int()?);
+        let time_ms = if timed { Some(from.int()?) } else { None };
         let changes = from.list(|from| {
             let counter = from.id()?;
             let partial = Partial { seq, ..from.partial()? };
+            sections(from)?;
             Ok(Change { hash: key_hash(counter.as_str()), counter, partial })
         })?;
-        let keys = from.list(Reader::key_record)?;
-        let marks = from.list(Reader::mark)?;
-        if from.0.is_empty() { Ok(Self { shard, epoch, seq, id, changes, keys, marks }) } else { Err(Damaged::Field) }
+        let keys = from.list(|from| {
+            let record = from.key_record()?;
+            sections(from)?;
+            Ok(KeyRecord { time_ms, ..record })
+        })?;
+        let marks = from.list(|from| {
+            let mark = from.mark()?;
+            sections(from)?;
+            Ok(mark)
+        })?;
+        sections(&mut from)?;
+        from.end()?;
+        Ok(Self { shard, epoch, seq, id, time_ms, changes, keys, marks })
     }
 }
 
 impl KeyRecord {
+    /// The time by which a store keeps its records in order and drops them.
+    pub fn kept_by_ms(&self) -> u64 {
+        self.time_ms.unwrap_or(self.at_ms)
+    }
+
+    /// As a checkpoint stores it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        put_text(out, self.counter.as_str());
-        put_text(out, &self.key);
-        match self.action {
-            Action::Add(amount) => {
-                out.push(0);
-                put_signed(out, amount);
-            }
-            Action::Create => out.push(1),
-            Action::Remove => out.push(2),
-            Action::Skip => out.push(3),
+        put_key_record(out, self);
+        if let Some(time_ms) = self.time_ms {
+            put(out, time_ms);
         }
-        put_signed(out, self.value);
-        put(out, self.at_ms);
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
-        Reader(bytes).key_record()
+        let mut from = Reader(bytes);
+        let record = from.key_record()?;
+        let time_ms = if from.0.is_empty() { None } else { Some(from.int()?) };
+        from.pass_last_sections()?;
+        Ok(Self { time_ms, ..record })
     }
 }
 
@@ -178,7 +217,10 @@ impl Mark {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
-        Reader(bytes).mark()
+        let mut from = Reader(bytes);
+        let mark = from.mark()?;
+        from.pass_last_sections()?;
+        Ok(mark)
     }
 }
 
@@ -192,7 +234,9 @@ impl Partial {
     pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
         let mut from = Reader(bytes);
         let seq = from.int()?;
-        Ok(Self { seq, ..from.partial()? })
+        let partial = from.partial()?;
+        from.pass_last_sections()?;
+        Ok(Self { seq, ..partial })
     }
 }
 
@@ -211,6 +255,27 @@ fn put_signed(out: &mut Vec<u8>, value: i64) {
 fn put_text(out: &mut Vec<u8>, text: &str) {
     put(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
+}
+
+/// This program writes no section yet.
+fn put_no_sections(out: &mut Vec<u8>) {
+    out.push(0);
+}
+
+fn put_key_record(out: &mut Vec<u8>, record: &KeyRecord) {
+    put_text(out, record.counter.as_str());
+    put_text(out, &record.key);
+    match record.action {
+        Action::Add(amount) => {
+            out.push(0);
+            put_signed(out, amount);
+        }
+        Action::Create => out.push(1),
+        Action::Remove => out.push(2),
+        Action::Skip => out.push(3),
+    }
+    put_signed(out, record.value);
+    put(out, record.at_ms);
 }
 
 const REMOVED: u8 = 1;
@@ -247,6 +312,8 @@ fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
         Outcome::Refused(Refusal::Gap) => out.push(7),
         Outcome::NotApplied => out.push(8),
         Outcome::Unknown => out.push(9),
+        // Never of an operation that had its turn, and so in no mark.
+        Outcome::Refused(Refusal::Forgotten { .. }) => out.push(9),
     }
 }
 
@@ -301,6 +368,30 @@ impl Reader<'_> {
         (0..length).map(|_| one(self)).collect()
     }
 
+    fn end(&self) -> Result<(), Damaged> {
+        if self.0.is_empty() { Ok(()) } else { Err(Damaged::Field) }
+    }
+
+    /// Skips sections. This program knows none.
+    fn pass_sections(&mut self) -> Result<(), Damaged> {
+        self.list(|from| {
+            let (tag, length) = (from.int()?, from.int()?);
+            let length = usize::try_from(length).map_err(|_| Damaged::Short)?;
+            let (_, rest) = from.0.split_at_checked(length).ok_or(Damaged::Short)?;
+            from.0 = rest;
+            if tag % 2 == 0 { Ok(()) } else { Err(Damaged::Section(tag)) }
+        })
+        .map(drop)
+    }
+
+    /// Of a record that stands alone.
+    fn pass_last_sections(&mut self) -> Result<(), Damaged> {
+        if !self.0.is_empty() {
+            self.pass_sections()?;
+        }
+        self.end()
+    }
+
     fn partial(&mut self) -> Result<Partial, Damaged> {
         let flags = self.byte()?;
         if flags & !(REMOVED | NAMED) != 0 {
@@ -323,7 +414,7 @@ impl Reader<'_> {
             3 => Action::Skip,
             _ => return Err(Damaged::Field),
         };
-        Ok(KeyRecord { counter, key, action, value: self.signed()?, at_ms: self.int()? })
+        Ok(KeyRecord { counter, key, action, value: self.signed()?, at_ms: self.int()?, time_ms: None })
     }
 
     fn mark(&mut self) -> Result<Mark, Damaged> {
@@ -390,22 +481,30 @@ mod tests {
     fn entry() -> impl Strategy<Value = Entry> {
         let action = prop_oneof![any::<i64>().prop_map(Action::Add), Just(Action::Create), Just(Action::Remove)];
         let key = (id(), "[ -~]{1,128}", action, any::<i64>(), any::<u64>()).prop_map(
-            |(counter, key, action, value, at_ms)| KeyRecord { counter, key: key.into(), action, value, at_ms },
+            |(counter, key, action, value, at_ms)| KeyRecord {
+                counter,
+                key: key.into(),
+                action,
+                value,
+                at_ms,
+                time_ms: None,
+            },
         );
         let outcomes = prop::collection::vec((any::<u64>(), outcome()), 0..4);
         let mark = (any::<u128>(), any::<u64>(), any::<u64>(), outcomes)
             .prop_map(|(producer, through, at_ms, outcomes)| Mark { producer, through, at_ms, outcomes });
         (
-            (any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>()),
+            (any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<Option<u64>>()),
             prop::collection::vec((id(), partial()), 0..6),
             prop::collection::vec(key, 0..4),
             prop::collection::vec(mark, 0..4),
         )
-            .prop_map(|((shard, epoch, seq, id), changes, keys, marks)| Entry {
+            .prop_map(|((shard, epoch, seq, id, time_ms), changes, keys, marks)| Entry {
                 shard,
                 epoch,
                 seq,
                 id,
+                time_ms,
                 changes: changes
                     .into_iter()
                     .map(|(counter, partial)| Change {
@@ -414,9 +513,74 @@ mod tests {
                         partial: Partial { seq, ..partial },
                     })
                     .collect(),
-                keys,
+                keys: keys.into_iter().map(|record| KeyRecord { time_ms, ..record }).collect(),
                 marks,
             })
+    }
+
+    fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// An entry without items, with sections at its end.
+    fn with_sections(sections: &[(u64, &[u8])]) -> Result<Entry, Damaged> {
+        let mut bytes = vec![FORMAT_2, 3, 1, 7, 9, 100, 0, 0, 0];
+        put_sections(&mut bytes, sections);
+        Entry::decode(&sealed(bytes))
+    }
+
+    fn put_sections(out: &mut Vec<u8>, sections: &[(u64, &[u8])]) {
+        put(out, sections.len() as u64);
+        for (tag, bytes) in sections {
+            put(out, *tag);
+            put(out, bytes.len() as u64);
+            out.extend_from_slice(bytes);
+        }
+    }
+
+    #[test]
+    fn a_section_of_a_later_program_is_skipped_or_refused_by_its_tag() {
+        let bare = with_sections(&[]);
+        assert!(bare.is_ok());
+        assert_eq!(with_sections(&[(2, b"later"), (1000, b"")]), bare);
+        assert_eq!(with_sections(&[(2, b"later"), (5, b"x")]), Err(Damaged::Section(5)));
+        assert!(Damaged::Section(5).to_string().contains("use a later program"));
+        let mut cut = vec![FORMAT_2, 3, 1, 7, 9, 100, 0, 0, 0, 1, 2, 200, 1];
+        cut.push(0);
+        assert_eq!(Entry::decode(&sealed(cut)), Err(Damaged::Short));
+    }
+
+    #[test]
+    fn records_of_a_checkpoint_may_have_sections_too() {
+        let partial = Partial { value: 5, seq: 3, ..Partial::default() };
+        let record = KeyRecord {
+            counter: Id::new("c").expect("valid"),
+            key: "k".into(),
+            action: Action::Add(1),
+            value: 5,
+            at_ms: 17,
+            time_ms: Some(19),
+        };
+        let mark = Mark { producer: 7, through: 1, at_ms: 5, outcomes: vec![] };
+        let (mut of_partial, mut of_record, mut of_mark) = (Vec::new(), Vec::new(), Vec::new());
+        partial.encode(&mut of_partial);
+        record.encode(&mut of_record);
+        mark.encode(&mut of_mark);
+        for bytes in [&mut of_partial, &mut of_record, &mut of_mark] {
+            put_sections(bytes, &[(4, b"later")]);
+        }
+        assert_eq!(Partial::decode(&of_partial), Ok(partial));
+        assert_eq!(KeyRecord::decode(&of_record), Ok(record));
+        assert_eq!(Mark::decode(&of_mark), Ok(mark));
+        for bytes in [&mut of_partial, &mut of_record, &mut of_mark] {
+            let at = bytes.len() - 7;
+            bytes[at] = 3;
+        }
+        assert_eq!(Partial::decode(&of_partial), Err(Damaged::Section(3)));
+        assert_eq!(KeyRecord::decode(&of_record), Err(Damaged::Section(3)));
+        assert_eq!(Mark::decode(&of_mark), Err(Damaged::Section(3)));
     }
 
     proptest! {
@@ -440,12 +604,22 @@ mod tests {
         fn any_bytes_are_read_without_panic(mut bytes: Vec<u8>) {
             let _ = Entry::decode(&bytes);
             // Behind a right checksum the fields themselves are exercised.
-            bytes.insert(0, VERSION);
-            let crc = crc32c::crc32c(&bytes);
-            bytes.extend_from_slice(&crc.to_le_bytes());
-            let _ = Entry::decode(&bytes);
+            for format in [FORMAT_1, FORMAT_2] {
+                bytes.insert(0, format);
+                let _ = Entry::decode(&sealed(bytes.clone()));
+            }
             let _ = KeyRecord::decode(&bytes);
             let _ = Mark::decode(&bytes);
+        }
+
+        #[test]
+        fn an_idempotency_record_survives_its_checkpoint(entry in entry(), time_ms: Option<u64>) {
+            for record in entry.keys {
+                let record = KeyRecord { time_ms, ..record };
+                let mut bytes = Vec::new();
+                record.encode(&mut bytes);
+                prop_assert_eq!(KeyRecord::decode(&bytes), Ok(record));
+            }
         }
 
         #[test]

@@ -13,6 +13,7 @@ pub mod producer;
 pub mod replay;
 pub mod routes;
 pub mod takeover;
+pub mod time;
 pub mod writer;
 
 pub use entry::Entry;
@@ -20,4 +21,5 @@ pub use op::{Kind, Op, Origin, Outcome, Refusal};
 pub use partials::{Partial, Partials};
 pub use replay::Replay;
 pub use routes::Routes;
+pub use time::{JournalTime, Window};
 pub use writer::Writer;

@@ -24,8 +24,10 @@ pub enum Origin {
     /// Nobody: a relaxed operation, answered when it was queued.
     Relaxed,
     /// Another node. `seq` is dense per (producer, shard), from 1; the producer has every answer up to and with
-    /// `acked`, so that those outcomes need not be kept. `producer` is drawn at random and never 0.
-    Peer { producer: u128, seq: u64, acked: u64 },
+    /// `acked`, so that those outcomes need not be kept. `producer` is drawn at random and above
+    /// [`super::marks::RESERVED`]. `as_of_ms` is a journal time that the shard had reached before the operation was first
+    /// sent; 0 when the producer knows none.
+    Peer { producer: u128, seq: u64, acked: u64, as_of_ms: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +40,8 @@ pub struct Op {
     /// Recognises a repetition within the window. Scoped to the counter.
     pub key: Option<Box<str>>,
     pub origin: Origin,
-    /// When the operation was received, in milliseconds since 1970: creation and key time. The same however often the
-    /// operation is sent again; see [`super::marks`].
+    /// When the operation was received, in milliseconds since 1970, by the wall clock of the node that did: the time of
+    /// creation that people read. The same however often the operation is sent again.
     pub at_ms: u64,
 }
 
@@ -55,6 +57,10 @@ pub enum Refusal {
     /// A peer's sequence left a gap, or an unknown producer began above 1: something of it is lost.
     #[error("an operation before this one is missing")]
     Gap,
+    /// The shard knows no such producer, and may have forgotten it after it had applied this very operation. The producer
+    /// begins anew, with operations as of `time_ms` of journal time.
+    #[error("the shard may have forgotten this producer")]
+    Forgotten { time_ms: u64 },
 }
 
 /// What became of an operation.

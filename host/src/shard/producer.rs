@@ -48,10 +48,16 @@ pub enum Effect {
 #[derive(Debug)]
 struct Sent {
     op: Op,
+    /// Journal time that the shard had reached before it was first sent.
+    as_of_ms: u64,
     /// None: the caller has been answered.
     token: Option<u64>,
     /// The shard has answered; it waits only for those before it.
     done: bool,
+    /// The last copy that was sent was not answered.
+    pending: bool,
+    /// A copy was sent and never answered: it may have been applied, or be under way still.
+    unsure: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,10 @@ pub struct Producer {
     first_round: u64,
     /// [`Effect::DrawId`] was asked for and not answered yet.
     drawing: bool,
+    /// It was because the shard may have forgotten what it applied.
+    forgotten: bool,
+    /// Journal time that the shard has reached, as far as it told.
+    time_ms: u64,
     /// Sequence of the first in the window.
     first: u64,
     /// Written to some stream, and not yet answered up to there.
@@ -90,6 +100,8 @@ impl Producer {
             round: 0,
             first_round: 0,
             drawing: false,
+            forgotten: false,
+            time_ms: 0,
             first: 1,
             window: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -152,7 +164,10 @@ impl Producer {
         self.state = State::Flowing;
         self.round += 1;
         for nth in 0..self.window.len() {
-            if !self.window[nth].done {
+            let sent = &mut self.window[nth];
+            if !sent.done {
+                sent.unsure |= sent.pending;
+                sent.pending = true;
                 effects.push(self.send(nth));
             }
         }
@@ -161,14 +176,17 @@ impl Producer {
 
     fn send_waiting(&mut self, effects: &mut Vec<Effect>) {
         for (token, op) in std::mem::take(&mut self.waiting) {
-            self.window.push_back(Sent { op, token: Some(token), done: false });
+            let (token, as_of_ms) = (Some(token), self.time_ms);
+            self.window.push_back(Sent { op, as_of_ms, token, done: false, pending: true, unsure: false });
             effects.push(self.send(self.window.len() - 1));
         }
     }
 
     fn send(&self, nth: usize) -> Effect {
-        let origin = Origin::Peer { producer: self.id, seq: self.first + nth as u64, acked: self.first - 1 };
-        Effect::Send(Op { origin, ..self.window[nth].op.clone() })
+        let Sent { op, as_of_ms, .. } = &self.window[nth];
+        let (seq, acked) = (self.first + nth as u64, self.first - 1);
+        let origin = Origin::Peer { producer: self.id, seq, acked, as_of_ms: *as_of_ms };
+        Effect::Send(Op { origin, ..op.clone() })
     }
 
     fn answered(&mut self, round: u64, seq: u64, outcome: Outcome, effects: &mut Vec<Effect>) {
@@ -178,15 +196,23 @@ impl Producer {
         let nth = seq.checked_sub(self.first).and_then(|nth| usize::try_from(nth).ok());
         let Some(sent) = nth.and_then(|nth| self.window.get_mut(nth)) else { return };
         match outcome {
-            Outcome::NotApplied | Outcome::Refused(Refusal::Gap) => {
+            Outcome::NotApplied | Outcome::Refused(Refusal::Gap | Refusal::Forgotten { .. }) => {
+                if let Outcome::Refused(Refusal::Forgotten { time_ms }) = outcome {
+                    self.time_ms = self.time_ms.max(time_ms);
+                }
                 // An old refusal says nothing about what was sent since.
-                if round == self.round && self.state == State::Flowing {
+                if round != self.round {
+                    return;
+                }
+                sent.pending = false;
+                if self.state == State::Flowing {
                     self.state = State::Stalled;
                     // All before the first are settled, so only a shard without our mark finds a gap there.
                     if seq != self.first || outcome == Outcome::NotApplied {
                         effects.push(Effect::RetryLater);
                     } else if !self.drawing {
                         self.drawing = true;
+                        self.forgotten = outcome != Outcome::Refused(Refusal::Gap);
                         effects.push(Effect::DrawId);
                     }
                 }
@@ -204,10 +230,20 @@ impl Producer {
         }
     }
 
-    /// Begins anew under another id. The shard said that it never applied the first of the window, nor then any after
-    /// it; what their callers gave up on need not be delivered at all.
+    /// Begins anew under another id: the shard has no mark of the earlier one. What their callers gave up on need not be
+    /// delivered at all. What the shard may have forgotten, and a copy of which has no answer, is unknown; everything else
+    /// was never applied, and becomes new.
     fn renamed(&mut self, producer: u128, effects: &mut Vec<Effect>) {
-        self.window.retain(|sent| sent.token.is_some());
+        let forgetting = std::mem::take(&mut self.forgotten);
+        for mut sent in std::mem::take(&mut self.window) {
+            let Some(token) = sent.token else { continue };
+            if forgetting && sent.unsure {
+                effects.push(Effect::Answer { token, outcome: Outcome::Unknown });
+            } else {
+                sent.as_of_ms = self.time_ms;
+                self.window.push_back(sent);
+            }
+        }
         (self.id, self.first, self.first_round, self.drawing) = (producer, 1, self.round + 1, false);
         if self.state != State::Disconnected {
             self.resend(effects);
@@ -244,7 +280,7 @@ mod tests {
     /// (producer, seq, acked, is a skip) of everything sent.
     fn sent(effects: &[Effect]) -> Vec<(u128, u64, u64, bool)> {
         let sent = effects.iter().filter_map(|effect| match effect {
-            Effect::Send(Op { origin: Origin::Peer { producer, seq, acked }, kind, .. }) => {
+            Effect::Send(Op { origin: Origin::Peer { producer, seq, acked, .. }, kind, .. }) => {
                 Some((*producer, *seq, *acked, *kind == Kind::Skip))
             }
             _ => None,
@@ -329,6 +365,48 @@ mod tests {
         assert_eq!(step(&mut producer, stale), [], "an answer to the earlier id");
         assert_eq!(step(&mut producer, Event::Renamed { producer: 11 }), [], "nobody asked");
         assert_eq!(answer(&mut producer, 1, APPLIED), [Effect::Answer { token: 2, outcome: APPLIED }]);
+    }
+
+    /// Journal times of everything sent.
+    fn as_of_ms(effects: &[Effect]) -> Vec<u64> {
+        let of = |effect: &Effect| match effect {
+            Effect::Send(Op { origin: Origin::Peer { as_of_ms, .. }, .. }) => Some(*as_of_ms),
+            _ => None,
+        };
+        effects.iter().filter_map(of).collect()
+    }
+
+    #[test]
+    fn a_stranger_learns_the_time_and_sends_anew() {
+        let mut producer = flowing(0..2);
+        let forgotten = Outcome::Refused(Refusal::Forgotten { time_ms: 70 });
+        assert_eq!(answer(&mut producer, 1, forgotten), [Effect::DrawId]);
+        let effects = step(&mut producer, Event::Renamed { producer: 10 });
+        assert_eq!(sent(&effects), [(10, 1, 0, false), (10, 2, 0, false)], "no copy of them can have been applied");
+        assert_eq!(as_of_ms(&effects), [70, 70]);
+        assert_eq!(as_of_ms(&step(&mut producer, Event::Submit { token: 2, op: op() })), [70]);
+    }
+
+    #[test]
+    fn what_may_have_been_applied_and_forgotten_is_unknown() {
+        let mut producer = flowing(0..1);
+        step(&mut producer, Event::Disconnected);
+        step(&mut producer, Event::Submit { token: 1, op: op() });
+        step(&mut producer, Event::Connected);
+        let forgotten = Outcome::Refused(Refusal::Forgotten { time_ms: 70 });
+        answer(&mut producer, 1, forgotten);
+        let effects = step(&mut producer, Event::Renamed { producer: 10 });
+        assert_eq!(effects[0], Effect::Answer { token: 0, outcome: Outcome::Unknown });
+        assert_eq!(sent(&effects), [(10, 1, 0, false)], "the other was sent once, and refused");
+    }
+
+    #[test]
+    fn what_was_refused_before_is_known_not_to_be_applied() {
+        let mut producer = flowing(0..1);
+        answer(&mut producer, 1, Outcome::NotApplied);
+        step(&mut producer, Event::Retry);
+        answer(&mut producer, 1, Outcome::Refused(Refusal::Forgotten { time_ms: 70 }));
+        assert_eq!(sent(&step(&mut producer, Event::Renamed { producer: 10 })), [(10, 1, 0, false)]);
     }
 
     #[test]

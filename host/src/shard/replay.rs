@@ -54,6 +54,9 @@ impl Replay {
                 return Err(Hole { expected_seq: self.last_seq + 1, found_seq: entry.seq });
             }
             self.partials.apply(&entry);
+            if let Some(time_ms) = entry.time_ms {
+                self.writer.restore_time(time_ms);
+            }
             for record in entry.keys {
                 self.writer.restore_key(record, entry.seq);
             }

@@ -64,7 +64,7 @@ mod tests {
 
     fn op(shard: u32, seq: u64) -> Op {
         let counter = Id::new("c").unwrap();
-        let origin = Origin::Peer { producer: 1, seq, acked: 0 };
+        let origin = Origin::Peer { producer: 1, seq, acked: 0, as_of_ms: 0 };
         Op { shard, counter, hash: 0, kind: Kind::Skip, key: None, origin, at_ms: 0 }
     }
 

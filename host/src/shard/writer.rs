@@ -14,6 +14,7 @@ use super::keys::Keys;
 use super::marks::{self, MarkState, Marks};
 use super::op::{Op, Origin, Outcome};
 use super::partials::Partials;
+use super::time::{Times, Window};
 use crate::counter::Id;
 
 #[derive(Debug)]
@@ -30,18 +31,20 @@ pub enum Event {
         key: Box<str>,
         record: Option<KeyRecord>,
     },
-    /// The store has room for an append. `entry_id` is drawn at random by the driver.
+    /// The store has room for an append. `entry_id` is drawn at random by the driver, `time_ms` is its
+    /// [`super::JournalTime`]; None while format 1 is to be written.
     Seal {
         entry_id: u64,
+        time_ms: Option<u64>,
     },
     Appended(Append),
     /// A checkpoint that covers everything up to `seq` is durable.
     Checkpointed {
         seq: u64,
     },
-    /// Producers that sent nothing since this time (milliseconds since 1970) are forgotten with the next entry.
+    /// Producers that sent nothing for so long are forgotten with the next entry that has a journal time.
     ExpireMarks {
-        horizon_ms: u64,
+        lifetime_ms: u64,
     },
 }
 
@@ -143,8 +146,8 @@ pub struct Writer {
     prepared: usize,
     keys: Keys,
     marks: Marks,
-    /// Marks from before this are to go.
-    horizon_ms: Option<u64>,
+    /// Marks that are older are to go.
+    lifetime_ms: Option<u64>,
     /// Empty between events; kept for its memory.
     draft: Draft,
 }
@@ -162,7 +165,7 @@ impl Writer {
             prepared: 0,
             keys: Keys::default(),
             marks: Marks::default(),
-            horizon_ms: None,
+            lifetime_ms: None,
             draft: Draft::default(),
         }
     }
@@ -205,6 +208,30 @@ impl Writer {
         self.keys.len()
     }
 
+    /// Journal time of the last durable entry; None while the journal knows no time.
+    pub fn time_ms(&self) -> Option<u64> {
+        self.marks.times().map(|times| times.now_ms)
+    }
+
+    /// The first journal time of the shard.
+    pub fn since_ms(&self) -> Option<u64> {
+        self.marks.times().map(|times| times.since_ms)
+    }
+
+    /// For how long idempotency records are in force, as of this journal time of the driver's.
+    pub fn window(&self, time_ms: Option<u64>) -> Window {
+        Window { length_ms: self.key_window_ms, times: self.times(time_ms) }
+    }
+
+    /// The times of an entry that is made now. Journal time never goes back, nor is it given up once it is there.
+    fn times(&self, time_ms: Option<u64>) -> Option<Times> {
+        match (self.marks.times(), time_ms) {
+            (Some(last), now_ms) => Some(Times { now_ms: last.now_ms.max(now_ms.unwrap_or(0)), ..last }),
+            (None, Some(now_ms)) => Some(Times { now_ms, since_ms: now_ms }),
+            (None, None) => None,
+        }
+    }
+
     /// All marks, for a checkpoint.
     pub fn marks(&self) -> Vec<Mark> {
         self.marks.to_marks()
@@ -223,6 +250,13 @@ impl Writer {
         self.keys.record(record, seq);
     }
 
+    /// An entry with this journal time was read.
+    pub(super) fn restore_time(&mut self, time_ms: u64) {
+        if let Some(times) = self.times(Some(time_ms)) {
+            self.marks.passed(times);
+        }
+    }
+
     pub(super) fn restore_mark(&mut self, mark: Mark) {
         self.marks.restore(mark);
     }
@@ -235,11 +269,13 @@ impl Writer {
             Event::LookedUp { as_of, hash, counter, key, record } => {
                 self.keys.looked_up(as_of, hash, counter, key, record);
             }
-            Event::Seal { entry_id } if matches!(self.state, State::Idle) => self.seal(partials, entry_id, effects),
+            Event::Seal { entry_id, time_ms } if matches!(self.state, State::Idle) => {
+                self.seal(partials, entry_id, time_ms, effects);
+            }
             Event::Seal { .. } => {}
             Event::Appended(result) => self.appended(result, effects),
             Event::Checkpointed { seq } => self.keys.checkpointed(seq),
-            Event::ExpireMarks { horizon_ms } => self.horizon_ms = Some(horizon_ms),
+            Event::ExpireMarks { lifetime_ms } => self.lifetime_ms = Some(lifetime_ms),
         }
     }
 
@@ -271,9 +307,10 @@ impl Writer {
         self.prepared = self.queue.len();
     }
 
-    fn seal(&mut self, partials: &Partials, entry_id: u64, effects: &mut Vec<Effect>) {
+    fn seal(&mut self, partials: &Partials, entry_id: u64, time_ms: Option<u64>, effects: &mut Vec<Effect>) {
+        let window = self.window(time_ms);
         let (keys, marks) = (&self.keys, &self.marks);
-        let durable = Durable { partials, keys, marks, key_window_ms: self.key_window_ms };
+        let durable = Durable { partials, keys, marks, window };
         let returning = self.returning;
         self.draft.begin(self.next_seq);
         let mut relaxed = Vec::new();
@@ -299,9 +336,12 @@ impl Writer {
         if self.queue.is_empty() {
             self.keys.forget_look_ups();
         }
-        let Sealed { mut entry, slots, marks, answers } = self.draft.seal(self.shard, self.epoch, entry_id);
+        let time_ms = window.times.map(|times| times.now_ms);
+        let Sealed { mut entry, slots, marks, answers } = self.draft.seal(self.shard, self.epoch, entry_id, time_ms);
         let unsettled = Unsettled { answers, relaxed };
-        let horizon_ms = self.horizon_ms.take().filter(|&horizon_ms| self.marks.any_before(horizon_ms));
+        let lifetime_ms = self.lifetime_ms.take().filter(|_| self.marks.times().is_some());
+        let horizon_ms =
+            lifetime_ms.and_then(|lifetime_ms| self.marks.horizon_of(time_ms?.saturating_sub(lifetime_ms)));
         if let Some(horizon_ms) = horizon_ms {
             entry.marks.insert(0, marks::horizon(horizon_ms));
         }
@@ -334,6 +374,9 @@ impl Writer {
             (Some(in_flight), Append::Applied) => {
                 for record in &in_flight.entry.keys {
                     self.keys.record(record.clone(), in_flight.entry.seq);
+                }
+                if let Some(time_ms) = in_flight.entry.time_ms {
+                    self.restore_time(time_ms);
                 }
                 if let Some(horizon_ms) = in_flight.horizon_ms {
                     self.marks.expire(horizon_ms);

@@ -108,11 +108,20 @@ pub fn entry(shard: u32, epoch: u64, seq: u64, counter: &str, value: i64) -> Arc
     let counter = id(counter);
     let change = Change { hash: key_hash(counter.as_str()), counter, partial: partial(value, seq) };
     let entry_id = (epoch << 32) + seq;
-    Arc::new(Entry { shard, epoch, seq, id: entry_id, changes: vec![change], keys: Vec::new(), marks: Vec::new() })
+    Arc::new(Entry {
+        shard,
+        epoch,
+        seq,
+        id: entry_id,
+        time_ms: Some(seq),
+        changes: vec![change],
+        keys: Vec::new(),
+        marks: Vec::new(),
+    })
 }
 
 pub fn record(counter: &str, key: &str, at_ms: u64) -> KeyRecord {
-    KeyRecord { counter: id(counter), key: key.into(), action: Action::Add(1), value: 1, at_ms }
+    KeyRecord { counter: id(counter), key: key.into(), action: Action::Add(1), value: 1, at_ms, time_ms: Some(at_ms) }
 }
 
 pub fn checkpoint(shard: u32, epoch: u64, seq: u64, partials: Vec<(Id, Partial)>) -> Checkpoint {
@@ -289,7 +298,9 @@ async fn keys_are_found_until_they_expire<F: Fixture>(place: &mut F) {
     assert_eq!(store.expire_keys(300, 1).await.expect("expires"), dropped);
     assert_eq!(store.expire_keys(300, 100).await.expect("expires"), dropped);
     assert_eq!(store.expire_keys(300, 100).await.expect("expires"), 0);
-    assert_eq!((find("a", "k1").await, find("a", "k2").await), (None, None));
+    if !F::EXPIRES_BY_ITSELF {
+        assert_eq!((find("a", "k1").await, find("a", "k2").await), (None, None));
+    }
     assert_eq!((find("b", "k1").await, find("a", "k4").await), (Some(300), Some(400)));
 }
 

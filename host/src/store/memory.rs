@@ -294,7 +294,7 @@ impl Store for MemoryStore {
             let mut dropped = 0;
             for shard in 0..state.disk.shards.len() as u32 {
                 state.disk.shard(shard).keys.retain(|_, record| {
-                    let drop = record.at_ms < before_ms && dropped < limit;
+                    let drop = record.kept_by_ms() < before_ms && dropped < limit;
                     dropped += usize::from(drop);
                     !drop
                 });

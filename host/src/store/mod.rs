@@ -136,9 +136,9 @@ pub trait Store: Send + Sync + 'static {
     /// What the last checkpoint holds of an idempotency key.
     async fn load_key(&self, shard: u32, counter: &Id, key: &str) -> Result<Option<KeyRecord>, Error>;
 
-    /// Drops checkpointed idempotency records from before `before_ms` (milliseconds since 1970), at most `limit`. Returns
-    /// how many; fewer than `limit` means that none is left. Not durable by itself: what comes back is dropped again. A
-    /// store whose records expire by themselves only hides them, all at once, and answers 0.
+    /// Drops checkpointed idempotency records of all shards from before `before_ms` (see [`KeyRecord::kept_by_ms`]), at most
+    /// `limit`. Returns how many; fewer than `limit` means that none is left. Not durable by itself: what comes back is
+    /// dropped again. A store whose records expire by themselves, later than they are in force, does nothing and answers 0.
     async fn expire_keys(&self, before_ms: u64, limit: usize) -> Result<usize, Error>;
 
     /// Checkpointed counters with this prefix, after `after`, ascending in [`list_order`]: up to `limit` ids, each with its

@@ -92,6 +92,10 @@ impl Disk {
         self.journal = self.journal.split_off(&(seq + 1));
     }
 
+    pub fn expire_keys(&mut self, before_ms: u64) {
+        self.keys.retain(|_, record| record.kept_by_ms() >= before_ms);
+    }
+
     /// Whether this is what some entry made of the counter.
     pub fn was_durable(&self, id: &str, partial: &Partial) -> bool {
         self.history.get(&(id.into(), partial.seq)) == Some(partial)

@@ -1,6 +1,7 @@
 //! A seeded simulation of one shard: owners that take it over from each other, crash and are fenced; appends that are
 //! delayed, lost, refused or of unknown outcome; producers on streams that break; callers that retry with keys;
-//! checkpoints, evictions and readers in between. It runs exactly the state machines of `quipu::shard`.
+//! checkpoints, evictions and readers in between; and wall clocks that step by days or stand still, each machine's its own.
+//! It runs exactly the state machines of `quipu::shard`.
 //!
 //! What must hold: an acknowledged operation counts once, a refused one never, an unknown one at most once and exactly
 //! once when it is retried with its key; an accepted relaxed one counts once, unless it was in the memory of a node that
@@ -42,9 +43,17 @@ pub enum Mutation {
     DropWhatIsReturned,
     /// A node that stands by follows counters, and not what recognises repetitions.
     StandbyWithoutMarks,
+    /// Journal time is the owner's wall clock.
+    AgesOfWallClocks,
+    /// A checkpoint drops idempotency records that are old by the owner's wall clock.
+    RecordsDroppedByWallClock,
+    /// The same, but they are hidden from then on, and that never less.
+    RecordsHiddenByWallClock,
+    /// A producer says how new its operations are by its own wall clock.
+    StampsOfWallClocks,
 }
 
-const MUTATIONS: [Mutation; 11] = [
+const MUTATIONS: [Mutation; 15] = [
     Mutation::AnswerBeforeDurable,
     Mutation::MarksNotInTheEntry,
     Mutation::KeysNotInTheEntry,
@@ -56,12 +65,16 @@ const MUTATIONS: [Mutation; 11] = [
     Mutation::NotWrittenAfterUnknown,
     Mutation::DropWhatIsReturned,
     Mutation::StandbyWithoutMarks,
+    Mutation::AgesOfWallClocks,
+    Mutation::RecordsDroppedByWallClock,
+    Mutation::RecordsHiddenByWallClock,
+    Mutation::StampsOfWallClocks,
 ];
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 3_000;
 /// A mutation must be noticed within so many seeds.
-const MUTATION_SEEDS: u64 = 600;
+const MUTATION_SEEDS: u64 = 5_000;
 
 thread_local! {
     /// Panics of this thread are what is looked for.
@@ -77,6 +90,7 @@ fn run(seed: u64, mutation: Option<Mutation>) -> world::Summary {
     let mut world = World::new(seed, mutation, setting("QUIPU_SIM_TRACE").is_some());
     world.storm(STEPS);
     world.heal();
+    world.forward();
     world.check();
     world.summary()
 }

@@ -3,7 +3,7 @@
 use quipu::counter::Id;
 use quipu::shard::entry::{KeyRecord, Mark};
 use quipu::shard::takeover::{self, Takeover};
-use quipu::shard::{Partial, Partials, Replay, Routes, Writer};
+use quipu::shard::{JournalTime, Partial, Partials, Replay, Routes, Writer};
 
 #[derive(Default)]
 pub struct Node {
@@ -18,6 +18,8 @@ pub struct Node {
     pub reads: Vec<Read>,
     /// Relaxed operations that the present writer has taken.
     pub relaxed: Vec<usize>,
+    /// Idempotency records from before are hidden, by a mistake put in.
+    pub keys_from_ms: u64,
     /// Outlives an owner, as the checkpoint thread does.
     pub checkpoint: Option<Checkpoint>,
 }
@@ -26,6 +28,8 @@ pub struct Owner {
     pub serial: u64,
     pub takeover: Option<(Takeover, takeover::Effect)>,
     pub writer: Option<Box<Writer>>,
+    /// As soon as there is a writer.
+    pub time: Option<JournalTime>,
     pub asks: Vec<Ask>,
     /// An attempt to append what is in flight had no answer.
     pub unsure: bool,
@@ -35,7 +39,7 @@ pub struct Owner {
 impl Owner {
     pub fn new(serial: u64, durable_seq: u64, standby: Option<Replay>) -> Self {
         let takeover = Some(Takeover::begin(0, super::world::KEY_WINDOW_MS, durable_seq, standby));
-        Self { serial, takeover, writer: None, asks: Vec::new(), unsure: false, confirming: false }
+        Self { serial, takeover, writer: None, time: None, asks: Vec::new(), unsure: false, confirming: false }
     }
 }
 

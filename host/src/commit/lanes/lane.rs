@@ -11,12 +11,13 @@ use tracing::{error, info, warn};
 
 use super::pace::Pace;
 use super::{RETRY, Shared};
-use crate::commit::{Control, Table, WriterState, now_ms};
+use crate::clock::{self, Boot};
+use crate::commit::{Control, Recent, Table, WriterState};
 use crate::limits;
 use crate::panics;
 use crate::shard::entry::Entry;
 use crate::shard::writer::{Answers, Append, Effect, Event};
-use crate::shard::{Op, Partials, Writer};
+use crate::shard::{JournalTime, Op, Partials, Writer};
 use crate::store::{self, Appended};
 
 /// One shard that this node serves.
@@ -24,6 +25,7 @@ pub struct Lane {
     pub(super) shared: Rc<Shared>,
     pub(super) shard: u32,
     writer: RefCell<Writer>,
+    time: Cell<JournalTime>,
     incoming: RefCell<Vec<Op>>,
     /// Operations taken from the queue and not answered yet.
     taken: Cell<usize>,
@@ -57,6 +59,7 @@ impl Lane {
         Self {
             shared,
             shard,
+            time: Cell::new(JournalTime::resume(writer.time_ms(), clock::wall(), Boot::now().elapsed())),
             writer: RefCell::new(writer.returning()),
             incoming: RefCell::default(),
             taken: Cell::new(0),
@@ -77,6 +80,14 @@ impl Lane {
             && self.controls.borrow().is_empty()
             && self.confirms.borrow().is_empty()
             && self.writer.borrow().queued() == 0
+    }
+
+    /// Journal time now; None while the cluster writes entries without.
+    fn time_ms(&self) -> Option<u64> {
+        let mut time = self.time.get();
+        let now_ms = time.advance(clock::wall(), Boot::now().elapsed());
+        self.time.set(time);
+        self.shared.commits.timed().then_some(now_ms)
     }
 
     pub fn epoch(&self) -> u64 {
@@ -262,7 +273,7 @@ impl Lane {
 
     /// Closes the next entry and sees it through. Whether an append that began here was applied.
     async fn commit(&self) -> Result<bool, End> {
-        let mut effects = self.step(Event::Seal { entry_id: rand::random() });
+        let mut effects = self.step(Event::Seal { entry_id: rand::random(), time_ms: self.time_ms() });
         let (mut appended, mut wait) = (false, RETRY.0);
         let mut needs = Vec::new();
         loop {
@@ -391,8 +402,7 @@ impl Lane {
         let table = &self.shared.commits.tables[self.shard as usize];
         match control {
             Control::Snapshot { answer, .. } => {
-                let lifetime_ms = u64::try_from(limits::MARK_LIFETIME.as_millis()).unwrap_or(u64::MAX);
-                self.step(Event::ExpireMarks { horizon_ms: now_ms().saturating_sub(lifetime_ms) });
+                self.step(Event::ExpireMarks { lifetime_ms: limits::MARK_LIFETIME.as_millis() as u64 });
                 let _ = answer.send(WriterState::of(&self.writer.borrow(), table));
             }
             Control::Checkpointed { epoch, seq, answer, .. } => {
@@ -404,10 +414,13 @@ impl Lane {
                 let _ = answer.send(());
             }
             Control::RecentKey { hash, counter, key, answer, .. } => {
-                let _ = answer.send(self.writer.borrow().recent_key(hash, &counter, &key).cloned());
+                let (writer, time_ms) = (self.writer.borrow(), self.time_ms());
+                let record = writer.recent_key(hash, &counter, &key).cloned();
+                let _ = answer.send(Recent { record, window: writer.window(time_ms) });
             }
             // The others are not a lane's.
             Control::StoreBroken(_)
+            | Control::KeyHorizon { .. }
             | Control::TakeOver { .. }
             | Control::HandOver { .. }
             | Control::Confirm { .. }

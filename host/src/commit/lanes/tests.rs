@@ -152,7 +152,7 @@ fn keys_are_found_while_they_are_recent_and_after_a_checkpoint() {
     assert_eq!(node.ask(vec![keyed("a", 3, "k", 0)]), [applied(3)]);
     let id = counter("a");
     let found = node.wait(node.commits.recent_key(shard("a"), key_hash("a"), id, "k")).expect("it is served");
-    assert_eq!(found.map(|record| record.value), Some(3));
+    assert_eq!(found.record.map(|record| record.value), Some(3));
     node.stop();
     let node = owner(&store);
     assert_eq!(node.ask(vec![keyed("a", 3, "k", 0)]), [Outcome::Applied { value: 3, replayed: true }]);
@@ -195,5 +195,5 @@ fn what_is_asked_of_a_busy_lane_is_answered() {
             () = load => unreachable!("it never ends"),
         }
     });
-    assert_eq!(found.expect("it is served").map(|record| record.value), Some(3));
+    assert_eq!(found.expect("it is served").record.map(|record| record.value), Some(3));
 }

@@ -118,7 +118,8 @@ impl CassandraStore {
     }
 
     async fn write_keys(&self, shard: u32, keys: &[KeyRecord]) -> Result<(), Error> {
-        let kept = self.settings.key_window + limits::KEY_EXPIRY_SLACK;
+        // Cassandra drops them by its own clock, which may be ahead, and while nobody serves the shard.
+        let kept = 2 * self.settings.key_window + limits::KEY_EXPIRY_SLACK;
         let ttl_s = i32::try_from(kept.as_secs()).unwrap_or(i32::MAX);
         let mut writes = Vec::with_capacity(keys.len());
         for record in keys {
@@ -132,7 +133,7 @@ impl CassandraStore {
         record.encode(&mut encoded);
         let (counter, crc) = (record.counter.as_str(), i64::from(crc32c::crc32c(&encoded)));
         // A key that is used again after its window has a later time.
-        let values = (shard as i32, counter, &*record.key, encoded, crc, record.at_ms as i64, ttl_s);
+        let values = (shard as i32, counter, &*record.key, encoded, crc, record.kept_by_ms() as i64, ttl_s);
         self.cql.run(&self.statements.put_key, values).await?;
         Ok(())
     }

@@ -144,7 +144,7 @@ impl Lsm {
             }
             for record in &checkpoint.keys {
                 let key = keys::record(shard, &record.counter, &record.key);
-                batch.insert(&self.expiry, keys::expiry(record.at_ms, &key), []);
+                batch.insert(&self.expiry, keys::expiry(record.kept_by_ms(), &key), []);
                 batch.insert(&self.records, key, encoded(|out| record.encode(out)));
             }
             batch.insert(&self.state, covered_key(shard), Covered::encode(checkpoint.seq, &checkpoint.marks));
@@ -190,7 +190,7 @@ impl Lsm {
             let (at_ms, record_key) = keys::parse_expiry(&key).ok_or_else(|| damaged("an expiry"))?;
             let record = read(&self.records, record_key, "an idempotency record", decode_record)?;
             // The same key may have been used again since.
-            if record.is_some_and(|record| record.at_ms == at_ms) {
+            if record.is_some_and(|record| record.kept_by_ms() == at_ms) {
                 batch.remove(&self.records, record_key);
                 dropped += 1;
             }

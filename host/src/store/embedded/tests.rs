@@ -367,7 +367,7 @@ async fn figures() {
         for _ in 0..5_000 / (1 + count / 400) {
             seq += 1;
             let changes = changes(count, seq, "figure");
-            let entry = Entry { shard: 0, epoch, seq, id: seq, changes, keys: vec![], marks: vec![] };
+            let entry = Entry { shard: 0, epoch, seq, id: seq, time_ms: None, changes, keys: vec![], marks: vec![] };
             let (group, before) = ([Arc::new(entry)], store.journal_bytes());
             let begun = Instant::now();
             store.append(&group).await.expect("appends");
@@ -402,6 +402,7 @@ async fn figures() {
             epoch,
             seq,
             id: seq,
+            time_ms: None,
             changes: changes(1_600, seq, "figure"),
             keys: vec![],
             marks: vec![],

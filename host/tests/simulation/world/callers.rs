@@ -5,7 +5,7 @@ use quipu::shard::writer::Event;
 use quipu::shard::{Op, Origin, Outcome};
 
 use super::super::clients::Told;
-use super::{Caller, DEADLINE_MS, LIVES, NODES, World};
+use super::{Caller, DEADLINE_MS, LIVES, NODES, PEERS, World};
 
 impl World {
     pub(super) fn ticket(&mut self, at: usize, caller: Caller) -> u64 {
@@ -59,15 +59,16 @@ impl World {
 
     /// A relaxed operation goes to whoever serves the shard, however long that takes.
     pub(super) fn sum_for_nobody(&mut self, nth: usize) {
-        self.send_sum(nth, u64::MAX);
+        let peer = self.rng.below(PEERS);
+        self.send_sum(peer, nth, u64::MAX);
     }
 
     pub(super) fn sum_by_peer(&mut self, nth: usize) {
-        self.send_sum(nth, self.now_ms + DEADLINE_MS);
+        let peer = self.rng.below(PEERS);
+        self.send_sum(peer, nth, self.now_ms + DEADLINE_MS);
     }
 
-    fn send_sum(&mut self, nth: usize, deadline_ms: u64) {
-        let peer = self.rng.below(self.peers.len());
+    pub(super) fn send_sum(&mut self, peer: usize, nth: usize, deadline_ms: u64) {
         self.next_ticket += 1;
         let token = self.next_ticket;
         self.peers[peer].tokens.insert(token, (nth, deadline_ms));

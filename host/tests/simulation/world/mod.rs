@@ -1,6 +1,7 @@
 //! Everything that happens, one small event at a time, chosen by the seed.
 
 mod callers;
+mod clocks;
 mod owners;
 mod producers;
 mod readers;
@@ -15,7 +16,7 @@ use quipu::shard::Entry;
 use quipu::shard::partials::Resident;
 
 use super::Mutation;
-use super::clients::{Life, SUMS, Sums, sum_id};
+use super::clients::{Life, SUMS, Sums, Told, sum_id};
 use super::disk::Disk;
 use super::node::{Node, Owner};
 use super::rng::Rng;
@@ -28,6 +29,10 @@ const DEADLINE_MS: u64 = 500;
 /// How long a silent producer is remembered.
 const MARK_LIFETIME_MS: u64 = 1_000;
 const NODES: usize = 2;
+/// Processes whose callers use shards of other nodes.
+const PEERS: usize = 2;
+/// Months after 1970, so that a clock may be days behind.
+const BEGIN_MS: u64 = 10_000_000_000;
 const LIVES: usize = 3;
 /// An event loop that needs more than this does not come to an end.
 const HEALING_STEPS: usize = 200_000;
@@ -54,6 +59,7 @@ pub struct Summary {
     returned: u64,
     forgotten: u64,
     ended: u64,
+    clock_steps: u64,
 }
 
 impl AddAssign for Summary {
@@ -78,6 +84,7 @@ impl AddAssign for Summary {
             (&mut self.returned, other.returned),
             (&mut self.forgotten, other.forgotten),
             (&mut self.ended, other.ended),
+            (&mut self.clock_steps, other.clock_steps),
         ];
         counts.into_iter().for_each(|(sum, count)| *sum += count);
     }
@@ -99,11 +106,13 @@ impl Summary {
             returned,
             forgotten,
             ended,
+            clock_steps,
             ..
         } = *self;
         let counts = [acknowledged, refused, unknown, replayed, takeovers, crashes, fenced, resent];
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
         let counts = [checkpoints, evictions, skips, renamed, reads, stood_by, relaxed, returned, forgotten, ended];
+        assert!(clock_steps > 0, "{self:?}");
         assert!(counts.iter().all(|&count| count > 0), "{self:?}");
     }
 }
@@ -129,7 +138,12 @@ pub struct World {
     mutation: Option<Mutation>,
     verbose: bool,
     calm: bool,
+    /// Real time, which nobody knows.
     now_ms: u64,
+    /// By how much the wall clock of each machine is wrong: the nodes', then the producers'.
+    wrong_ms: [i64; NODES + PEERS],
+    /// Wall clocks that stand still, and at what.
+    frozen_ms: [Option<u64>; NODES + PEERS],
     serial: u64,
     disk: Disk,
     nodes: Vec<Node>,
@@ -149,13 +163,15 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, mutation: Option<Mutation>, verbose: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let peers = (0..2).map(|_| Peer::new(u128::from(rng.next() | 1))).collect();
+        let peers = (0..PEERS).map(|_| Peer::new(u128::from(rng.next() | 2))).collect();
         Self {
             rng,
             mutation,
             verbose,
             calm: false,
-            now_ms: 1_000_000,
+            now_ms: BEGIN_MS,
+            wrong_ms: [0; NODES + PEERS],
+            frozen_ms: [None; NODES + PEERS],
             serial: 0,
             disk: Disk::default(),
             nodes: (0..NODES).map(|_| Node::default()).collect(),
@@ -185,8 +201,9 @@ impl World {
 
     /// No more faults; everything that is under way or unanswered comes to its end.
     pub fn heal(&mut self) {
-        self.calm = true;
-        self.take_over(0);
+        if !std::mem::replace(&mut self.calm, true) {
+            self.take_over(0);
+        }
         for _ in 0..HEALING_STEPS {
             if self.settled() {
                 return;
@@ -194,6 +211,16 @@ impl World {
             self.event();
         }
         panic!("does not heal: {}", self.describe());
+    }
+
+    /// Now that nothing fails, each producer has an addition counted: no clock that was wrong keeps it out.
+    pub fn forward(&mut self) {
+        for peer in 0..PEERS {
+            let Some(nth) = self.sums.draw(&mut self.rng, self.now_ms, false) else { continue };
+            self.send_sum(peer, nth, u64::MAX);
+            self.heal();
+            assert_eq!(self.sums.ops[nth].told, Told::Applied, "an addition that nothing is in the way of");
+        }
     }
 
     fn describe(&self) -> String {
@@ -275,6 +302,7 @@ impl World {
             95 => self.cut_a_stream(),
             96 if self.rng.percent(50) => self.time_out(),
             97 => self.expire(node),
+            98 if self.rng.percent(30) => self.step_a_clock(),
             98 => self.give_up_waiting(),
             99 => match self.rng.below(100) {
                 0..22 => self.take_over(node),

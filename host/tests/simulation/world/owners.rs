@@ -2,7 +2,7 @@
 
 use quipu::shard::takeover;
 use quipu::shard::writer::{Append, Effect, Event};
-use quipu::shard::{Origin, Outcome, Replay};
+use quipu::shard::{JournalTime, Origin, Outcome, Replay};
 
 use super::super::Mutation;
 use super::super::clients::{Told, sum_id};
@@ -80,6 +80,7 @@ impl World {
     }
 
     pub(super) fn progress_takeover(&mut self, at: usize) {
+        let (wall, boot) = self.clocks(at);
         let node = &mut self.nodes[at];
         let Some(owner) = &mut node.owner else { return };
         let Some((mut machine, effect)) = owner.takeover.take() else { return };
@@ -91,6 +92,7 @@ impl World {
             },
             takeover::Effect::Read { after } => takeover::Event::Read(self.disk.read(after, 1 + self.rng.below(60))),
             takeover::Effect::Serve(writer, read) => {
+                owner.time = Some(JournalTime::resume(writer.time_ms(), wall, boot));
                 owner.writer = Some(Box::new(writer.returning()));
                 node.partials.replace(*read);
                 self.hint = at;
@@ -197,7 +199,8 @@ impl World {
             if self.rng.percent(70) {
                 self.step(at, Event::Prepare);
             }
-            self.step(at, Event::Seal { entry_id });
+            let time_ms = Some(self.time_ms(at));
+            self.step(at, Event::Seal { entry_id, time_ms });
         }
     }
 

@@ -6,7 +6,7 @@ use quipu::shard::{Kind, Origin, Outcome};
 
 use super::super::Mutation;
 use super::super::streams::Stream;
-use super::World;
+use super::{NODES, World};
 
 impl World {
     pub(super) fn produce(&mut self, peer: usize, event: producer::Event) {
@@ -15,7 +15,12 @@ impl World {
         let round = self.peers[peer].producer.round();
         for effect in effects {
             match effect {
-                producer::Effect::Send(op) => {
+                producer::Effect::Send(mut op) => {
+                    if let (Some(Mutation::StampsOfWallClocks), Origin::Peer { as_of_ms, .. }) =
+                        (self.mutation, &mut op.origin)
+                    {
+                        *as_of_ms = self.wall_ms(NODES + peer);
+                    }
                     self.summary.skips += u64::from(op.kind == Kind::Skip);
                     if let Some(stream) = self.peers[peer].stream {
                         self.streams[stream].to_node.push_back((round, op));
@@ -42,7 +47,7 @@ impl World {
         if self.peers[nth].wants_id {
             self.peers[nth].wants_id = false;
             self.summary.renamed += 1;
-            let producer = u128::from(self.rng.next() | 1);
+            let producer = u128::from(self.rng.next() | 2);
             self.note(|_| format!("peer {nth} begins anew"));
             self.produce(nth, producer::Event::Renamed { producer });
         } else if self.peers[nth].stream.is_none() {
@@ -64,7 +69,7 @@ impl World {
         if self.mutation == Some(Mutation::NewSequencesOnReconnect) {
             let again: Vec<(u64, usize)> =
                 self.peers[peer].tokens.iter().map(|(&token, &(nth, _))| (token, nth)).collect();
-            self.peers[peer].producer = producer::Producer::new(u128::from(self.rng.next() | 1));
+            self.peers[peer].producer = producer::Producer::new(u128::from(self.rng.next() | 2));
             for (token, nth) in again {
                 let op = self.sums.op(nth, Origin::Relaxed);
                 self.produce(peer, producer::Event::Submit { token, op });

@@ -5,7 +5,7 @@ use quipu::shard::writer::{Append, Event};
 use super::super::Mutation;
 use super::super::disk;
 use super::super::node::{Ask, Checkpoint};
-use super::{Flight, MARK_LIFETIME_MS, World};
+use super::{Flight, KEY_WINDOW_MS, MARK_LIFETIME_MS, World};
 
 impl World {
     /// Asks the store, unless the same is being asked.
@@ -32,7 +32,8 @@ impl World {
             }
             Ask::LookUp { counter, key, found: found @ None, .. } => {
                 let id = (counter.as_str().to_owned(), key.to_string());
-                *found = Some(self.disk.keys.get(&id).cloned());
+                let hidden_ms = node.keys_from_ms;
+                *found = Some(self.disk.keys.get(&id).filter(|record| record.kept_by_ms() >= hidden_ms).cloned());
                 return;
             }
             Ask::Load { .. } | Ask::LookUp { .. } => {}
@@ -158,6 +159,7 @@ impl World {
                     node.partials.checkpointed(seq);
                     self.summary.checkpoints += 1;
                     self.step(at, Event::Checkpointed { seq });
+                    self.expire_keys(at);
                 }
             }
         }
@@ -169,6 +171,27 @@ impl World {
     }
 
     pub(super) fn expire(&mut self, at: usize) {
-        self.step(at, Event::ExpireMarks { horizon_ms: self.now_ms - MARK_LIFETIME_MS });
+        self.step(at, Event::ExpireMarks { lifetime_ms: MARK_LIFETIME_MS });
+    }
+
+    /// What a checkpoint drops of idempotency records.
+    fn expire_keys(&mut self, at: usize) {
+        let horizon_ms = |now_ms: u64| now_ms.saturating_sub(KEY_WINDOW_MS);
+        let (wall_ms, time_ms) = (self.wall_ms(at), self.time_ms(at));
+        match self.mutation {
+            Some(Mutation::RecordsDroppedByWallClock) => self.disk.expire_keys(horizon_ms(wall_ms)),
+            Some(Mutation::RecordsHiddenByWallClock) => {
+                let hidden_ms = &mut self.nodes[at].keys_from_ms;
+                *hidden_ms = (*hidden_ms).max(horizon_ms(wall_ms));
+            }
+            _ => {
+                let writer = self.nodes[at].owner.as_ref().and_then(|owner| owner.writer.as_ref());
+                let since_ms = writer.and_then(|writer| writer.since_ms());
+                // As `commit::driver` does: before the first entry there is no journal time but the wall clock.
+                if since_ms.is_some_and(|since_ms| horizon_ms(time_ms) > since_ms) {
+                    self.disk.expire_keys(horizon_ms(time_ms));
+                }
+            }
+        }
     }
 }

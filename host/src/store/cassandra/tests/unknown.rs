@@ -1,7 +1,7 @@
 //! Outcomes that are lost on the way: a proxy between the store and the server loses requests or answers.
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
