@@ -60,7 +60,16 @@ fn entry(shard: u32, epoch: u64, seq: u64) -> Arc<Entry> {
         }
     };
     let changes = changed(shard, seq).map(change).collect();
-    Arc::new(Entry { shard, epoch, seq, id: epoch << 32 | seq, changes, keys: vec![], marks: vec![] })
+    Arc::new(Entry {
+        shard,
+        epoch,
+        seq,
+        id: epoch << 32 | seq,
+        time_ms: Some(seq),
+        changes,
+        keys: vec![],
+        marks: vec![],
+    })
 }
 
 /// What every counter of a shard is after this entry.
