@@ -7,9 +7,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use tracing::info;
+
 use super::super::Error;
 
-const VERSION: u32 = 1;
+/// 2: entries and idempotency records have journal time. What a directory of format 1 holds is read as it is.
+const VERSION: u32 = 2;
 
 /// An opened directory. Dropping it lets another process have it.
 #[derive(Debug)]
@@ -66,6 +69,12 @@ impl Directory {
                 "the data directory {dir} was created with {created_with} shards and cannot be opened with {shards}: start \
                  with --shards {created_with}, or use another directory"
             )));
+        }
+        if version < VERSION {
+            self.write_format(shards).map_err(|why| refused(&self.path, &why))?;
+            info!(
+                "the data directory {dir} had format {version} and has format {VERSION} from now on: older programs refuse it"
+            );
         }
         Ok(())
     }

@@ -66,13 +66,23 @@ fn another_number_of_shards_is_refused() {
 fn a_newer_or_unreadable_format_is_not_opened() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(open(Settings::new(dir.path(), 3)).expect("opens"));
-    fs::write(dir.path().join("format"), "version 2\nshards 3\n").expect("writes");
+    fs::write(dir.path().join("format"), "version 3\nshards 3\n").expect("writes");
     let why = refusal(Settings::new(dir.path(), 3));
-    assert!(why.contains("format 2"), "{why}");
+    assert!(why.contains("format 3"), "{why}");
     fs::write(dir.path().join("format"), "version 1\n").expect("writes");
     assert!(matches!(open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
     fs::remove_file(dir.path().join("format")).expect("removes");
     assert!(matches!(open(Settings::new(dir.path(), 3)), Err(Error::Damaged(_))));
+}
+
+#[test]
+fn a_directory_of_format_1_is_adopted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(open(Settings::new(dir.path(), 3)).expect("opens"));
+    let format = dir.path().join("format");
+    fs::write(&format, "version 1\nshards 3\n").expect("writes");
+    drop(open(Settings::new(dir.path(), 3)).expect("opens"));
+    assert_eq!(fs::read_to_string(&format).expect("text"), "version 2\nshards 3\n");
 }
 
 #[test]
