@@ -1,11 +1,15 @@
-//! The boot clock: what passed since the machine started, the time included for which it was suspended.
+//! The boot clock, alone and beside the wall clock: what passed since the machine started, the time included for which it
+//! was suspended.
 //!
 //! `Instant` stands still while a machine is suspended, so it says nothing about what others may have done meanwhile.
-//! Whatever decides whether others still wait for this node is measured here; timeouts of sockets are not.
+//! Whatever decides whether others still wait for this node, or how old a record is, is measured here; timeouts of sockets
+//! are not.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::shard::time::Clocks;
 
 #[cfg(target_os = "linux")]
 const CLOCK: ClockId = ClockId::Boottime;
@@ -23,20 +27,16 @@ impl Boot {
         Self(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0)))
     }
 
-    /// What passed since the machine started.
-    pub fn elapsed(self) -> Duration {
-        self.0
-    }
-
     /// Zero where `earlier` is later.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// What the wall clock says, since 1970.
-pub fn wall() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+/// What both clocks say, for [`crate::shard::JournalTime`]. A wall clock from before 1970 counts as 1970.
+pub fn now() -> Clocks {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Clocks { wall, boot: Boot::now().0 }
 }
 
 impl std::ops::Add<Duration> for Boot {

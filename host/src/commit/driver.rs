@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::answers::Collected;
 use super::takeover::take_over;
 use super::{Commits, Control, Recent, Settings, Table, WriterState};
-use crate::clock::{self, Boot};
+use crate::clock;
 use crate::limits;
 use crate::panics;
 use crate::shard::entry::Entry;
@@ -102,7 +102,7 @@ impl Driver {
         }
         if self.time.is_none() {
             let last_ms = self.writers.iter().filter_map(Writer::time_ms).max();
-            self.time = Some(JournalTime::resume(last_ms, clock::wall(), Boot::now().elapsed()));
+            self.time = Some(JournalTime::resume(last_ms, clock::now()));
         }
         Ok(())
     }
@@ -478,8 +478,7 @@ impl Driver {
 
     /// Journal time now: one for all shards, since one process serves them all.
     fn time_ms(&mut self) -> Option<u64> {
-        let (wall, boot) = (clock::wall(), Boot::now().elapsed());
-        self.time.as_mut().map(|time| time.advance(wall, boot))
+        self.time.as_mut().map(|time| time.advance(clock::now()))
     }
 
     /// Records from before it are out of force, those of each shard from before its journal time included.
@@ -503,33 +502,6 @@ impl WriterState {
             keys: writer.key_records().cloned().collect(),
             marks: writer.marks(),
         }
-    }
-}
-
-impl Settings {
-    /// Forgets some clean counters if too many are resident on the node and this shard has more than its share of them. If few
-    /// of them are clean, a checkpoint is needed first.
-    pub(super) fn evict(&self, commits: &Commits, table: &Table) {
-        let (resident, dirty) = {
-            let partials = table.partials.read();
-            (partials.len(), partials.dirty_len())
-        };
-        if resident <= self.resident_max {
-            return;
-        }
-        // Policies may fill some shards more than others, and the default one does.
-        let all: usize = commits.tables.iter().map(|table| table.partials.read().len()).sum();
-        let excess = all.saturating_sub(self.resident_max.saturating_mul(commits.tables.len()));
-        if excess == 0 {
-            return;
-        }
-        let keep = resident.saturating_sub(excess).max(self.resident_max);
-        if resident - dirty < resident / 8 {
-            commits.checkpoint_due.notify_one();
-            return;
-        }
-        let evicted = table.partials.write().evict_clean(keep, limits::EVICTION_PIECE);
-        commits.stats.evictions.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 }
 

@@ -9,6 +9,7 @@
 mod answers;
 pub mod checkpoint;
 pub mod driver;
+mod eviction;
 pub mod inbox;
 pub mod lanes;
 pub mod standby;

@@ -179,9 +179,11 @@ impl Draft {
     }
 
     fn advance(&mut self, durable: Durable<'_>, op: &Op, outcome: Outcome) {
-        let Origin::Peer { producer, acked, .. } = op.origin else { return };
+        let Origin::Peer { producer, acked, as_of_ms, .. } = op.origin else { return };
         let known = || durable.marks.get(producer).cloned().unwrap_or_default();
-        let at_ms = durable.window.times.map_or(op.at_ms, |times| times.now_ms);
+        // The stamp may be of an earlier owner, whose time went on for long without an entry. A mark younger than the stamps
+        // behind it is dropped only under a horizon above them.
+        let at_ms = durable.window.times.map_or(op.at_ms, |times| times.now_ms.max(as_of_ms));
         self.marks.entry(producer).or_insert_with(known).push(outcome, acked, at_ms);
         self.bytes += ITEM_BYTES;
     }

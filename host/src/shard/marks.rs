@@ -1,7 +1,8 @@
 //! How far each producer's operations are applied on this shard, so that one that comes again is recognised.
 //!
-//! Marks expire without a wall clock. A mark has the journal time of the last entry with an operation of its producer, and
-//! an operation a journal time that the shard had reached before it was first sent. When marks are dropped, the *horizon*
+//! Marks expire without a wall clock. An operation has a journal time that the shard had reached before it was first sent. A
+//! mark has the journal time of the last entry with an operation of its producer, or a later one that such an operation had.
+//! When marks are dropped, the *horizon*
 //! rises above the youngest of them. An operation of an unknown producer from before the horizon may be one that such a
 //! mark knew: it is answered `Forgotten`, never applied. One from after the horizon cannot have been applied, or its mark
 //! would still be here. The producer knows whether a copy of the operation may be under way from before; if not, it sends it
@@ -153,7 +154,7 @@ impl Marks {
     /// The horizon under which all marks may go that are older than `before_ms`; None when there is none.
     pub fn horizon_of(&self, before_ms: u64) -> Option<u64> {
         let old = self.producers.values().map(|state| state.at_ms).filter(|&at_ms| at_ms < before_ms);
-        old.max().map(|youngest_ms| youngest_ms + 1)
+        old.max().map(|youngest_ms| youngest_ms.saturating_add(1))
     }
 
     /// Drops the marks of producers that sent nothing since `horizon_ms`. That must be durable already.

@@ -13,6 +13,8 @@ pub mod producer;
 pub mod replay;
 pub mod routes;
 pub mod takeover;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod writer;
 

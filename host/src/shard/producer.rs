@@ -27,7 +27,7 @@ pub enum Event {
     Retry,
     /// An answer to what was sent in `round`.
     Answered { round: u64, seq: u64, outcome: Outcome },
-    /// The answer to [`Effect::DrawId`]: a random id that no producer had before, not 0.
+    /// The answer to [`Effect::DrawId`]: a random id that no producer had before, above [`super::marks::RESERVED`].
     Renamed { producer: u128 },
 }
 
@@ -41,7 +41,7 @@ pub enum Effect {
     },
     /// The shard did not take what was sent: say [`Event::Retry`] after a pause, unless the stream ends before.
     RetryLater,
-    /// The shard forgot this producer, which had sent nothing for long.
+    /// The shard does not know this producer: it had sent nothing for long, or never.
     DrawId,
 }
 
@@ -92,7 +92,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// `id` is random, one per process start, and not 0.
+    /// `id` is random, one per process start, and above [`super::marks::RESERVED`].
     pub fn new(id: u128) -> Self {
         Self {
             id,
@@ -154,7 +154,7 @@ impl Producer {
             effects.push(Effect::Answer { token, outcome: Outcome::NotApplied });
         } else if let Some(sent) = self.window.iter_mut().find(|sent| sent.token == Some(token)) {
             sent.token = None;
-            // Its place must still be delivered; its receive time stays, for the shard judges copies by it.
+            // Its place must still be delivered; its journal time stays, for the shard judges copies by it.
             (sent.op.kind, sent.op.key) = (Kind::Skip, None);
             effects.push(Effect::Answer { token, outcome: Outcome::Unknown });
         }

@@ -15,6 +15,15 @@ use super::entry::KeyRecord;
 /// Drift that is allowed to a wall clock, as a part of the time that passed: 500 ppm.
 const DRIFT: u32 = 2_000;
 
+/// What the clocks of a machine say.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// Since 1970.
+    pub wall: Duration,
+    /// Since the machine started, the time included for which it was suspended.
+    pub boot: Duration,
+}
+
 /// The journal time of an owner, between entries. Pure: whoever drives it reads the clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct JournalTime {
@@ -26,12 +35,13 @@ pub struct JournalTime {
 
 impl JournalTime {
     /// Goes on from the last entry, or begins with the wall clock where there is none.
-    pub fn resume(last_ms: Option<u64>, wall: Duration, boot: Duration) -> Self {
-        Self { at: last_ms.map_or(wall, Duration::from_millis), boot }
+    pub fn resume(last_ms: Option<u64>, clocks: Clocks) -> Self {
+        Self { at: last_ms.map_or(clocks.wall, Duration::from_millis), boot: clocks.boot }
     }
 
     /// The time now, in milliseconds.
-    pub fn advance(&mut self, wall: Duration, boot: Duration) -> u64 {
+    pub fn advance(&mut self, clocks: Clocks) -> u64 {
+        let Clocks { wall, boot } = clocks;
         let passed = boot.saturating_sub(self.boot);
         let latest = self.at.saturating_add(passed).saturating_add(passed / DRIFT);
         self.boot = self.boot.max(boot);
@@ -76,6 +86,10 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
+    fn clocks(wall: Duration, boot: Duration) -> Clocks {
+        Clocks { wall, boot }
+    }
+
     fn ms(time: Duration) -> u64 {
         u64::try_from(time.as_millis()).expect("small")
     }
@@ -83,21 +97,21 @@ mod tests {
     #[test]
     fn it_follows_a_wall_clock_that_is_right() {
         let (wall, boot) = (1000 * HOUR, 5 * HOUR);
-        let mut time = JournalTime::resume(None, wall, boot);
+        let mut time = JournalTime::resume(None, clocks(wall, boot));
         for hours in 1..50 {
-            assert_eq!(time.advance(wall + hours * HOUR, boot + hours * HOUR), ms(wall + hours * HOUR));
+            assert_eq!(time.advance(clocks(wall + hours * HOUR, boot + hours * HOUR)), ms(wall + hours * HOUR));
         }
     }
 
     #[test]
     fn a_jump_ahead_moves_it_by_the_drift_at_most() {
         let (wall, boot) = (1000 * HOUR, 5 * HOUR);
-        let mut time = JournalTime::resume(None, wall, boot);
-        assert_eq!(time.advance(wall + 25 * HOUR, boot), ms(wall));
-        let later = time.advance(wall + 26 * HOUR, boot + HOUR);
+        let mut time = JournalTime::resume(None, clocks(wall, boot));
+        assert_eq!(time.advance(clocks(wall + 25 * HOUR, boot)), ms(wall));
+        let later = time.advance(clocks(wall + 26 * HOUR, boot + HOUR));
         assert_eq!(later, ms(wall + HOUR) + 1_800);
         assert_eq!(
-            time.advance(wall + 2 * HOUR, boot + 2 * HOUR),
+            time.advance(clocks(wall + 2 * HOUR, boot + 2 * HOUR)),
             ms(wall + 2 * HOUR),
             "the wall clock is right again"
         );
@@ -106,10 +120,10 @@ mod tests {
     #[test]
     fn the_drift_is_a_rate_and_no_amount_for_each_entry() {
         let wall = 1000 * HOUR;
-        let mut time = JournalTime::resume(None, wall, Duration::ZERO);
+        let mut time = JournalTime::resume(None, clocks(wall, Duration::ZERO));
         let mut last = 0;
         for micros in (0..1_000_000).step_by(20) {
-            last = time.advance(wall + HOUR, Duration::from_micros(micros));
+            last = time.advance(clocks(wall + HOUR, Duration::from_micros(micros)));
         }
         assert_eq!(last, ms(wall) + 1_000, "a second passed, 50,000 entries or not");
     }
@@ -117,16 +131,16 @@ mod tests {
     #[test]
     fn it_stands_still_while_the_wall_clock_is_behind() {
         let wall = 1000 * HOUR;
-        let mut time = JournalTime::resume(Some(ms(wall)), wall - 2 * HOUR, Duration::ZERO);
-        assert_eq!(time.advance(wall - HOUR, HOUR), ms(wall));
-        assert_eq!(time.advance(wall + HOUR, 3 * HOUR), ms(wall + HOUR));
+        let mut time = JournalTime::resume(Some(ms(wall)), clocks(wall - 2 * HOUR, Duration::ZERO));
+        assert_eq!(time.advance(clocks(wall - HOUR, HOUR)), ms(wall));
+        assert_eq!(time.advance(clocks(wall + HOUR, 3 * HOUR)), ms(wall + HOUR));
     }
 
     #[test]
     fn a_suspended_machine_lets_it_go_on() {
         let wall = 1000 * HOUR;
-        let mut time = JournalTime::resume(None, wall, HOUR);
-        assert_eq!(time.advance(wall + 8 * HOUR, 9 * HOUR), ms(wall + 8 * HOUR));
+        let mut time = JournalTime::resume(None, clocks(wall, HOUR));
+        assert_eq!(time.advance(clocks(wall + 8 * HOUR, 9 * HOUR)), ms(wall + 8 * HOUR));
     }
 
     proptest! {
@@ -135,11 +149,11 @@ mod tests {
             steps in prop::collection::vec((0u64..200_000_000, 0u64..100_000), 1..200),
         ) {
             let begin = Duration::from_millis(100_000_000);
-            let mut time = JournalTime::resume(None, begin, Duration::ZERO);
+            let mut time = JournalTime::resume(None, clocks(begin, Duration::ZERO));
             let (mut boot, mut last) = (Duration::ZERO, ms(begin));
             for (wall_ms, passed_ms) in steps {
                 boot += Duration::from_millis(passed_ms);
-                let now = time.advance(Duration::from_millis(wall_ms), boot);
+                let now = time.advance(clocks(Duration::from_millis(wall_ms), boot));
                 prop_assert!(now >= last);
                 prop_assert!(now <= ms(begin + boot + boot / DRIFT));
                 last = now;

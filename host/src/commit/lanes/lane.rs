@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::pace::Pace;
 use super::{RETRY, Shared};
-use crate::clock::{self, Boot};
+use crate::clock;
 use crate::commit::{Control, Recent, Table, WriterState};
 use crate::limits;
 use crate::panics;
@@ -59,7 +59,7 @@ impl Lane {
         Self {
             shared,
             shard,
-            time: Cell::new(JournalTime::resume(writer.time_ms(), clock::wall(), Boot::now().elapsed())),
+            time: Cell::new(JournalTime::resume(writer.time_ms(), clock::now())),
             writer: RefCell::new(writer.returning()),
             incoming: RefCell::default(),
             taken: Cell::new(0),
@@ -85,7 +85,7 @@ impl Lane {
     /// Journal time now; None while the cluster writes entries without.
     fn time_ms(&self) -> Option<u64> {
         let mut time = self.time.get();
-        let now_ms = time.advance(clock::wall(), Boot::now().elapsed());
+        let now_ms = time.advance(clock::now());
         self.time.set(time);
         self.shared.commits.timed().then_some(now_ms)
     }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use quipu::shard::time::Clocks;
+
 use super::super::Mutation;
 use super::{BEGIN_MS, NODES, PEERS, World};
 
@@ -14,19 +16,19 @@ impl World {
         self.frozen_ms[machine].unwrap_or_else(|| self.now_ms.saturating_add_signed(self.wrong_ms[machine]))
     }
 
-    /// Wall and boot clock.
-    pub(super) fn clocks(&self, machine: usize) -> (Duration, Duration) {
-        (Duration::from_millis(self.wall_ms(machine)), Duration::from_millis(self.now_ms - BEGIN_MS))
+    pub(super) fn clocks(&self, machine: usize) -> Clocks {
+        let [wall, boot] = [self.wall_ms(machine), self.now_ms - BEGIN_MS].map(Duration::from_millis);
+        Clocks { wall, boot }
     }
 
     /// The journal time of an owner.
     pub(super) fn time_ms(&mut self, at: usize) -> u64 {
-        let (wall, boot) = self.clocks(at);
+        let clocks = self.clocks(at);
         if self.mutation == Some(Mutation::AgesOfWallClocks) {
             return self.wall_ms(at);
         }
         let time = self.nodes[at].owner.as_mut().and_then(|owner| owner.time.as_mut());
-        time.map_or(0, |time| time.advance(wall, boot))
+        time.map_or(0, |time| time.advance(clocks))
     }
 
     /// A wall clock jumps ahead, back, home, or stops.

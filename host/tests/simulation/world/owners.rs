@@ -80,7 +80,7 @@ impl World {
     }
 
     pub(super) fn progress_takeover(&mut self, at: usize) {
-        let (wall, boot) = self.clocks(at);
+        let clocks = self.clocks(at);
         let node = &mut self.nodes[at];
         let Some(owner) = &mut node.owner else { return };
         let Some((mut machine, effect)) = owner.takeover.take() else { return };
@@ -92,7 +92,7 @@ impl World {
             },
             takeover::Effect::Read { after } => takeover::Event::Read(self.disk.read(after, 1 + self.rng.below(60))),
             takeover::Effect::Serve(writer, read) => {
-                owner.time = Some(JournalTime::resume(writer.time_ms(), wall, boot));
+                owner.time = Some(JournalTime::resume(writer.time_ms(), clocks));
                 owner.writer = Some(Box::new(writer.returning()));
                 node.partials.replace(*read);
                 self.hint = at;
