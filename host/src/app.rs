@@ -17,7 +17,6 @@ use tracing::info;
 use self::cluster::Membership;
 use crate::commit::{self, Commits, Inbox};
 use crate::counter::{Id, key_hash};
-use crate::cpu;
 use crate::front::server::{self, Server, Speaks};
 use crate::http::connection::Listener;
 use crate::limits;
@@ -28,6 +27,7 @@ use crate::settings::Settings;
 use crate::shard::partials::Resident;
 use crate::store::Store;
 use crate::store::embedded::{self, EmbeddedStore};
+use crate::{clock, cpu};
 
 /// Runs a node until SIGTERM or SIGINT, drains it, and returns.
 pub async fn run(settings: Settings) -> Result<()> {
@@ -230,9 +230,10 @@ fn partials(commits: &Arc<Commits>, store: &Arc<dyn Store>) -> policy::imports::
     })
 }
 
-/// Once a second: CPU use, and the picture of the shards that policies see.
+/// Once a second: CPU use, steps of the wall clock, and the picture of the shards that policies see.
 async fn sample(node: Arc<Node>, etcd: Option<Arc<Etcd>>) {
     let mut sampler = cpu::Sampler::new();
+    let mut watch = clock::steps::Watch::new(clock::now());
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -240,6 +241,7 @@ async fn sample(node: Arc<Node>, etcd: Option<Arc<Etcd>>) {
         let cpu = sampler.sample().clamp(0.0, 1.0);
         node.stats.cpu_micros.store((cpu * 1e6) as u64, Ordering::Relaxed);
         node.policies.set_node_cpu(cpu);
+        watch.look(clock::now(), &node.stats.clock_steps);
         match &etcd {
             None => publish_view(&node),
             Some(etcd) => {

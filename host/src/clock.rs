@@ -5,6 +5,8 @@
 //! Whatever decides whether others still wait for this node, or how old a record is, is measured here; timeouts of sockets
 //! are not.
 
+pub mod steps;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};

@@ -19,6 +19,7 @@ pub mod panics;
 pub mod peer;
 pub mod policy;
 pub mod registry;
+pub mod repeated;
 pub mod resp;
 pub mod settings;
 pub mod shard;

@@ -100,6 +100,10 @@ pub const ENTRY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PRODUCER_UNANSWERED_MAX: usize = 16_384;
 /// A producer that sent a shard nothing for this long is forgotten there. Far above every deadline of an operation.
 pub const MARK_LIFETIME: Duration = Duration::from_secs(3600);
+/// A wall clock that differs by this from what passed by the boot clock, within a second or so, was set.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
+/// A message that repeats is in the log once within this.
+pub const REPEATED_MESSAGE_INTERVAL: Duration = Duration::from_secs(60);
 /// Journal bytes that no checkpoint covers; beyond, a checkpoint begins.
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The same for a node of a cluster: whoever takes its shards over without having followed their journals reads that much, some

@@ -3,9 +3,10 @@
 //! `server` starts and ends a node, `cluster` several of them on the `services`, `http` is a small HTTP/1.1 client that can
 //! also misbehave, `load` drives many connections at once and `traffic` those of a whole cluster, `components` are
 //! what is uploaded, `metrics` reads
-//! `/metrics`, `volume` mounts small file systems, `network` has links that can be cut. Nothing here knows how the server works inside: the tests in `tests/`
+//! `/metrics`, `clock` sets wall clocks, `volume` mounts small file systems, `network` has links that can be cut. Nothing here knows how the server works inside: the tests in `tests/`
 //! are written against the contract.
 
+pub mod clock;
 pub mod cluster;
 pub mod components;
 pub mod http;

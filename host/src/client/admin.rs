@@ -1,5 +1,7 @@
 //! `quipu cluster`, `quipu plugin …` and `quipu rule …`
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use ureq::http::Method;
 
@@ -27,6 +29,11 @@ pub fn cluster(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
     let nodes: Vec<_> = items(&answer.json, "nodes").iter().map(node).collect();
     let columns = [left("NODE"), left("ADDRESS"), left("VERSION"), right("CPU"), right("QUEUED"), left("READY")];
     output.table(&columns, &nodes)?;
+    for node in items(&answer.json, "nodes") {
+        if let Some(line) = stepped(node) {
+            output.line(&output.paint(Colour::Red, &line))?;
+        }
+    }
     output.line("")?;
     let shard = |s: &Value| {
         let (counters, journal) = (output.number(&text(s, "counters")), output.number(&text(s, "journal_position")));
@@ -34,6 +41,17 @@ pub fn cluster(api: &Api, output: &mut Output<'_>) -> Result<(), Error> {
     };
     let shards: Vec<_> = items(&answer.json, "shards").iter().map(shard).collect();
     output.table(&[right("SHARD"), left("OWNER"), right("EPOCH"), right("COUNTERS"), right("JOURNAL")], &shards)
+}
+
+/// What became of a node's wall clock, when somebody set it.
+fn stepped(node: &Value) -> Option<String> {
+    let clock = &node["clock"];
+    let steps = clock["steps"].as_u64().filter(|&steps| steps > 0)?;
+    let times = if steps == 1 { "once".to_owned() } else { format!("{steps} times") };
+    let offset_ms = clock["offset_ms"].as_i64().unwrap_or_default();
+    let by = humantime::format_duration(Duration::from_secs(offset_ms.unsigned_abs() / 1_000));
+    let direction = if offset_ms < 0 { "behind" } else { "ahead" };
+    Some(format!("The wall clock of {} was set {times} and is {by} {direction} now", text(node, "node")))
 }
 
 /// Fails when something is not served as it was recounted.

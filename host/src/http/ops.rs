@@ -105,6 +105,13 @@ fn node(node: &Node, families: &mut Families<'_>) -> std::fmt::Result {
         "CPU use of this node, 0 to 1 of what it may use",
         node.stats.cpu_micros.load(Ordering::Relaxed) as f64 / 1e6,
     )?;
+    let clock = node.stats.clock_steps.seen();
+    families.counter("clock_steps", "Times the wall clock was set by a second or more", clock.count)?;
+    families.gauge(
+        "clock_offset_seconds",
+        "How far the wall clock is ahead of what it would say had nobody set it since the process began",
+        clock.offset_ms as f64 / 1e3,
+    )?;
     families.gauge("connections", "Open connections", node.stats.connections.load(Ordering::Relaxed) as f64)?;
     families.gauge("watches", "Open watches", node.stats.watches.load(Ordering::Relaxed) as f64)?;
     families.gauge("queued_operations", "Operations waiting to be journaled", commits.queued() as f64)?;

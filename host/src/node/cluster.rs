@@ -317,7 +317,11 @@ impl Node {
                 journal_position: partials.applied(),
             }
         });
+        let clock = self.stats.clock_steps.seen();
         message::DescribeReply {
+            clock_steps: clock.count,
+            clock_last_step_ms: clock.last_ms,
+            clock_offset_ms: clock.offset_ms,
             connections: self.stats.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
             queued: self.commits.queued() as u64,
             uptime_seconds: self.began.elapsed().as_secs(),

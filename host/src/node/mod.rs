@@ -112,6 +112,7 @@ pub struct Cluster {
 pub struct Stats {
     /// CPU use of this node in millionths, as last sampled.
     pub cpu_micros: AtomicU64,
+    pub clock_steps: crate::clock::steps::Steps,
     pub connections: AtomicUsize,
     pub watches: AtomicUsize,
     /// Additions that found all usual shards saturated and could go to more.

@@ -1,5 +1,6 @@
 //! Several nodes on a real etcd and a real Cassandra. Without them each test says `skipped`.
 
+mod clocks;
 mod counting;
 mod disk;
 mod faults;

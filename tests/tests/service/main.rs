@@ -6,6 +6,7 @@ mod admin;
 mod authors;
 mod batch;
 mod client;
+mod clocks;
 mod compat_first;
 mod compat_second;
 mod counters;

@@ -12,7 +12,7 @@ use crate::http::Http;
 use crate::http::body::{Body, json};
 use crate::http::problem::Problem;
 use crate::node::{Node, Worker};
-use crate::peer::wire::message::ShardState;
+use crate::peer::wire::message::{DescribeReply, ShardState};
 use crate::registry::picture::Role;
 
 #[derive(Serialize)]
@@ -41,6 +41,26 @@ struct NodeAnswer {
     connections: Option<u64>,
     uptime_seconds: Option<u64>,
     shards: usize,
+    /// None: the node is registered and did not answer.
+    clock: Option<Clock>,
+}
+
+/// What became of the node's wall clock since its process began.
+#[derive(Serialize)]
+struct Clock {
+    /// How often it was set by a second or more.
+    steps: u64,
+    /// By how much it was set last; below 0: back.
+    last_step_ms: i64,
+    /// How far it is ahead of what it would say without steps.
+    offset_ms: i64,
+}
+
+impl From<&DescribeReply> for Clock {
+    fn from(reply: &DescribeReply) -> Self {
+        let DescribeReply { clock_steps, clock_last_step_ms, clock_offset_ms, .. } = *reply;
+        Self { steps: clock_steps, last_step_ms: clock_last_step_ms, offset_ms: clock_offset_ms }
+    }
 }
 
 #[derive(Serialize)]
@@ -80,6 +100,7 @@ pub async fn cluster(http: &Http, worker: &Rc<Worker>) -> Response<Body> {
         connections: Some(own.connections),
         uptime_seconds: Some(own.uptime_seconds),
         shards: own.shards.len(),
+        clock: Some(Clock::from(&own)),
     }];
     let mut shards: BTreeMap<u32, Shard> = shards_of(&node.id, &own.shards).map(|shard| (shard.shard, shard)).collect();
     let mut silent = false;
@@ -100,6 +121,7 @@ pub async fn cluster(http: &Http, worker: &Rc<Worker>) -> Response<Body> {
             connections: reply.as_ref().map(|reply| reply.connections),
             uptime_seconds: reply.as_ref().map(|reply| reply.uptime_seconds),
             shards: states.len(),
+            clock: reply.as_ref().map(Clock::from),
             node: info.id,
             address: info.http_address,
             version: info.version,
