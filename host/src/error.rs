@@ -31,6 +31,8 @@ pub enum Kind {
     Overflow,
     /// The rule's `min` or `max`.
     Bound,
+    /// A bound would come into effect where parts of a counter are on shards that do not judge it.
+    BoundUnsettled,
     /// The idempotency key stands for another operation on this counter.
     KeyReused,
     /// A queue is at its limit.
@@ -58,12 +60,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, for the OpenAPI document's test.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidArgument,
         Self::CounterNotFound,
         Self::CounterExists,
         Self::Overflow,
         Self::Bound,
+        Self::BoundUnsettled,
         Self::KeyReused,
         Self::QueueFull,
         Self::Unavailable,
@@ -88,6 +91,7 @@ impl Kind {
             Self::CounterExists => "counter_exists",
             Self::Overflow => "overflow",
             Self::Bound => "bound",
+            Self::BoundUnsettled => "bound_unsettled",
             Self::KeyReused => "key_reused",
             Self::QueueFull => "queue_full",
             Self::Unavailable => "unavailable",
@@ -112,6 +116,7 @@ impl Kind {
             Self::CounterExists => "The counter exists already",
             Self::Overflow => "The value would leave the signed 64-bit range",
             Self::Bound => "The value would leave the rule's bounds",
+            Self::BoundUnsettled => "A counter is on several shards, where no bound can be kept",
             Self::KeyReused => "The idempotency key was used for another operation",
             Self::QueueFull => "Too many operations are waiting",
             Self::Unavailable => "The service cannot write now",
@@ -137,6 +142,7 @@ impl Kind {
             | Self::CounterExists
             | Self::Overflow
             | Self::Bound
+            | Self::BoundUnsettled
             | Self::KeyReused
             | Self::QueueFull
             | Self::Unavailable

@@ -199,6 +199,8 @@ pub const OWNER_RETRY: Duration = Duration::from_millis(100);
 pub const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Every live node has a stored rule in force within this, or the change is answered with who has not.
 pub const ACTIVATION_TIMEOUT: Duration = Duration::from_secs(15);
+/// Beyond the deadline of its last request, a serving thread holds rules that were replaced for less than this.
+pub const RULES_LET_GO: Duration = Duration::from_secs(2);
 /// Name of a cluster, in bytes: a keyspace has at most 48.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 48;
 /// Copies of everything in a keyspace that is made, and what it may be set to.

@@ -253,8 +253,7 @@ async fn change_shard(
     amount: i64,
 ) -> Result<Response<Body>, Refusal> {
     let id = body_id(body).await?;
-    let shard = worker.node.compat_shard(&id);
-    let added = write::add_on_shard(worker, Add { id: id.clone(), amount, key: None }, shard).await?;
+    let added = write::add_on_shard(worker, Add { id: id.clone(), amount, key: None }).await?;
     let value = CounterValue { counter_id: id.as_str(), value: added.value.unwrap_or_default().into() };
     Ok(success(changed(amount), Some(value)))
 }

@@ -52,6 +52,7 @@ fn status(kind: Kind) -> StatusCode {
         Kind::CounterExists
         | Kind::Overflow
         | Kind::Bound
+        | Kind::BoundUnsettled
         | Kind::RuleProtected
         | Kind::NotReady
         | Kind::PluginNameTaken

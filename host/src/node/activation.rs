@@ -6,6 +6,8 @@
 //! 3. The rule is stored, which is the moment of the change; a change that came first wins.
 //! 4. Every live node says that it has it in force ([`Node::await_revision`]).
 //!
+//! A change that brings a bound into effect comes after another one, which brings spread 1 ([`super::bounds`]).
+//!
 //! No lock is held while other nodes are asked, so that two nodes never wait for each other.
 
 use std::sync::Arc;
@@ -24,7 +26,7 @@ impl Registry {
     /// The newest version of any rule.
     pub(super) fn newest_version(&self) -> u64 {
         let newest = self.histories.values().flat_map(|history| [&history.current, &history.previous]);
-        newest.flatten().map(|versioned| versioned.version).max().unwrap_or(0)
+        newest.flatten().map(|versioned| versioned.version).max().unwrap_or(0).max(self.newest)
     }
 
     /// Stores the history of a prefix; answers its revision in a shared registry.
@@ -36,6 +38,7 @@ impl Registry {
             }
             Keeper::Shared(shared) => shared.save_rule(prefix, &history, self.revisions.get(prefix).copied()).await?,
         };
+        self.newest = self.newest_version();
         self.revisions.insert(prefix.to_owned(), revision);
         self.histories.insert(prefix.to_owned(), history);
         Ok(revision)
@@ -200,6 +203,7 @@ impl Node {
                 }
                 None => None,
             };
+            registry.newest = registry.newest_version();
             registry.revisions.insert(prefix.clone(), revision);
             registry.histories.insert(prefix.clone(), history);
             self.publish_one(&prefix, bound, &registry.histories);
@@ -214,6 +218,7 @@ fn changes_what_all_agree_on(before: &History, after: &History) -> bool {
             before.rule.spread_max() != after.rule.spread_max()
                 || before.rule.spread != after.rule.spread
                 || before.rule.durability != after.rule.durability
+                || before.rule.bounds() != after.rule.bounds()
         }
         _ => true,
     }

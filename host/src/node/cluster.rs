@@ -233,6 +233,7 @@ impl Node {
             prefix: prefix.to_owned(),
             after: after.map(|id| id.as_str().to_owned()),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
+            ..message::ListChangedRequest::default()
         };
         let asked = map.nodes.keys().map(|node| {
             let request = request.clone();
@@ -330,7 +331,7 @@ impl Node {
     }
 }
 
-fn away(node: &str) -> Error {
+pub(super) fn away(node: &str) -> Error {
     Error::new(Kind::Unavailable, format!("Node {node} does not answer; nothing was changed. Try again in a moment."))
 }
 

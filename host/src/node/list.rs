@@ -26,7 +26,7 @@ pub struct Page {
 
 /// An id in the store's order of lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place(Id);
+pub(super) struct Place(pub(super) Id);
 
 impl Ord for Place {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
@@ -52,32 +52,7 @@ impl Node {
     async fn list_here(&self, prefix: &str, mut after: Option<Id>, limit: usize) -> Result<Page, Error> {
         let mut counters = Vec::new();
         loop {
-            // What changed first, the store second: a checkpoint in between shows a counter twice, never not at all.
-            let mut found = self.changed(prefix, after.as_ref(), limit);
-            if let Some(peers) = &self.peers {
-                for (Place(id), partials) in self.changed_elsewhere(peers, prefix, after.as_ref(), limit).await? {
-                    merge(&mut found, id, partials);
-                }
-                while found.len() > limit {
-                    found.pop_last();
-                }
-            }
-            let stored = self.store.list(prefix, after.as_ref(), limit).await?;
-            let changed_end = (found.len() == limit).then(|| found.keys().next_back().cloned()).flatten();
-            let stored_end =
-                (stored.len() == limit).then(|| stored.last().map(|last| Place(last.id.clone()))).flatten();
-            for listed in stored {
-                merge(&mut found, listed.id, listed.partials);
-            }
-            // Beyond the earlier of both ends one side may be missing.
-            let end = match (changed_end, stored_end) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (end, None) | (None, end) => end,
-            };
-            if let Some(end) = &end {
-                let mut beyond = found.split_off(end);
-                found.extend(beyond.remove_entry(end));
-            }
+            let (found, end) = self.next_found(prefix, after.as_ref(), limit).await?;
             for (Place(id), partials) in found {
                 if counters.len() == limit {
                     let next = counters.last().map(|last: &Listed| last.id.clone());
@@ -93,6 +68,41 @@ impl Node {
                 return Ok(Page { counters, next: after });
             }
         }
+    }
+
+    /// What is known of the counters after `after`, removed ones included, and where that ends; None: nothing follows.
+    pub(super) async fn next_found(
+        &self,
+        prefix: &str,
+        after: Option<&Id>,
+        limit: usize,
+    ) -> Result<(Found, Option<Id>), Error> {
+        // What changed first, the store second: a checkpoint in between shows a counter twice, never not at all.
+        let mut found = self.changed(prefix, after, limit);
+        if let Some(peers) = &self.peers {
+            for (Place(id), partials) in self.changed_elsewhere(peers, prefix, after, limit).await? {
+                merge(&mut found, id, partials);
+            }
+            while found.len() > limit {
+                found.pop_last();
+            }
+        }
+        let stored = self.store.list(prefix, after, limit).await?;
+        let changed_end = (found.len() == limit).then(|| found.keys().next_back().cloned()).flatten();
+        let stored_end = (stored.len() == limit).then(|| stored.last().map(|last| Place(last.id.clone()))).flatten();
+        for listed in stored {
+            merge(&mut found, listed.id, listed.partials);
+        }
+        // Beyond the earlier of both ends one side may be missing.
+        let end = match (changed_end, stored_end) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (end, None) | (None, end) => end,
+        };
+        if let Some(end) = &end {
+            let mut beyond = found.split_off(end);
+            found.extend(beyond.remove_entry(end));
+        }
+        Ok((found, end.map(|Place(id)| id)))
     }
 
     /// The same of this node's shards alone, for another node.

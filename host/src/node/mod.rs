@@ -4,6 +4,7 @@
 //! protocol lives here: `http` parses and answers.
 
 pub mod activation;
+mod bounds;
 pub mod cluster;
 pub mod list;
 pub mod operations;
@@ -23,8 +24,8 @@ pub mod write;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -55,6 +56,8 @@ pub struct Node {
     rules: ArcSwap<RuleTable>,
     /// Rises after each change of `rules`, so that a serving thread sees by one load whether its own are still right.
     rules_generation: AtomicU64,
+    /// Of each of the tables that some request may still go by, whether one does.
+    tables_in_use: parking_lot::Mutex<Vec<Weak<()>>>,
     /// Held while this node changes a rule, so that its changes are one after the other.
     changing: tokio::sync::Mutex<()>,
     /// What is known of rules; never held while other nodes are waited for.
@@ -87,6 +90,8 @@ pub struct Peers {
 struct Registry {
     keeper: Keeper,
     histories: BTreeMap<String, History>,
+    /// The newest version there ever was, so that none is used again for another rule.
+    newest: u64,
     /// In a shared registry: by prefix, the revision of the last change that is known here.
     revisions: BTreeMap<String, i64>,
     /// In a shared registry: digests of the plugins that were announced last, with their names.
@@ -145,6 +150,7 @@ impl Node {
                     Registry {
                         keeper: Keeper::Local(local),
                         histories,
+                        newest: 0,
                         revisions: BTreeMap::new(),
                         plugins: BTreeMap::new(),
                     },
@@ -156,7 +162,7 @@ impl Node {
                 let revisions = revisions.collect();
                 let histories = snapshot.rules.into_iter().map(|(prefix, (history, _))| (prefix, history)).collect();
                 let (keeper, plugins) = (Keeper::Shared(registry), snapshot.plugins);
-                let registry = Registry { keeper, histories, revisions, plugins };
+                let registry = Registry { keeper, histories, newest: 0, revisions, plugins };
                 (Some(peers), registry, snapshot.revision)
             }
         };
@@ -173,6 +179,7 @@ impl Node {
             stats: Stats::default(),
             rules: ArcSwap::default(),
             rules_generation: AtomicU64::new(0),
+            tables_in_use: parking_lot::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             registry: tokio::sync::Mutex::new(registry),
             followed: tokio::sync::watch::Sender::new(revision),

@@ -53,7 +53,7 @@ fn not_found(id: &Id) -> Error {
 }
 
 /// Ids are echoed, but not at any length.
-fn shortened(id: &str) -> String {
+pub(super) fn shortened(id: &str) -> String {
     match id.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &id[..end]),
         None => id.to_owned(),

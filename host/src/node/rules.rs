@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Node;
 use super::plugins::missing;
 use super::rollout::{ActiveCanary, ActiveShadow};
+use super::{Node, bounds};
 use crate::counter::rule::PolicyRef;
 use crate::counter::{Rule, Rules};
 use crate::error::{Error, Kind};
@@ -107,6 +107,7 @@ impl Answering {
 pub struct RuleTable {
     rules: Rules<Arc<ActiveRule>>,
     spread_max: Rules<u32>,
+    in_use: Arc<()>,
 }
 
 impl RuleTable {
@@ -128,7 +129,7 @@ impl RuleTable {
     /// For one serving thread.
     pub fn local(&self) -> LocalRules {
         let rules = self.rules.iter().map(|(prefix, rule)| (prefix.to_owned(), Rc::new(rule.clone()))).collect();
-        LocalRules { rules, spread_max: self.spread_max.clone() }
+        LocalRules { rules, spread_max: self.spread_max.clone(), _in_use: self.in_use.clone() }
     }
 
     /// In the order of their prefixes.
@@ -144,6 +145,8 @@ impl RuleTable {
 pub struct LocalRules {
     rules: Rules<LocalRule>,
     spread_max: Rules<u32>,
+    /// Lets [`Node::await_older_rules`] see that a request still goes by these.
+    _in_use: Arc<()>,
 }
 
 impl LocalRules {
@@ -180,7 +183,7 @@ impl Node {
     /// Sets a rule; it governs every request that begins after this answers.
     ///
     /// In a cluster every live node must be ready for it; with `allow_missing` those that are not go without, unless the
-    /// rule changes what all must agree on: spread or durability.
+    /// rule changes what all must agree on: spread, durability or bounds.
     pub async fn set_rule(
         &self,
         rule: Rule,
@@ -190,8 +193,12 @@ impl Node {
         rule.check(self.shards).map_err(Error::invalid)?;
         let rule = self.resolved(rule)?;
         let prefix = rule.prefix.clone();
-        let rules = self.rules.load();
-        if rules.rules.len() >= limits::RULES_MAX && rules.rules.get(&prefix).is_none() {
+        // Not kept: a change may wait until nothing goes by the rules before it.
+        let is_full = {
+            let rules = self.rules.load();
+            rules.rules.len() >= limits::RULES_MAX && rules.rules.get(&prefix).is_none()
+        };
+        if is_full {
             return Err(Error::invalid(format!(
                 "there are {} rules already, the most a cluster has",
                 limits::RULES_MAX
@@ -224,13 +231,18 @@ impl Node {
         change: impl FnOnce(&History, u64) -> Result<History, Error>,
     ) -> Result<Option<Arc<ActiveRule>>, Error> {
         let _one = self.changing.lock().await;
-        let (before, after) = {
+        let (before, mut after, first) = {
             let registry = self.registry.lock().await;
             let before = registry.histories.get(prefix).cloned().unwrap_or_default();
             before.check(precondition)?;
-            let after = change(&before, registry.newest_version() + 1)?;
-            (before, after)
+            let version = registry.newest_version() + 1;
+            let after = change(&before, version)?;
+            let first = bounds::narrowed_first(prefix, &before, &after, &registry.histories, version);
+            (before, after, first)
         };
+        if let (Some(_), Some(current)) = (&first, &mut after.current) {
+            current.version += 1;
+        }
         // Bound before it is stored: a rule that no node could serve must not be found at the next start.
         let bound = match &after.current {
             Some(current) => Some(self.bind_on_trial(current).await?),
@@ -238,6 +250,11 @@ impl Node {
         };
         self.prepare_elsewhere(&before, &after, allow_missing).await?;
         self.placements.save(&*self.store).await?;
+        if let Some(first) = first {
+            self.settle_and_bound(prefix, before, first, (after, bound.clone())).await?;
+            self.forget_placements().await;
+            return Ok(bound);
+        }
         self.widen_reads_first(prefix, &before, &after).await?;
         let revision = self.put_in_force(prefix, after, bound.clone()).await?;
         self.forget_placements().await;
@@ -291,7 +308,12 @@ impl Node {
 
     fn publish(&self, rules: BTreeMap<String, Arc<ActiveRule>>, histories: &BTreeMap<String, History>) {
         let spread_max = histories.iter().map(|(prefix, history)| (prefix.clone(), history.spread_max)).collect();
-        self.rules.store(Arc::new(RuleTable { rules: rules.into_iter().collect(), spread_max }));
+        let in_use = Arc::new(());
+        let mut tables = self.tables_in_use.lock();
+        tables.retain(|table| table.strong_count() > 0);
+        tables.push(Arc::downgrade(&in_use));
+        self.rules.store(Arc::new(RuleTable { rules: rules.into_iter().collect(), spread_max, in_use }));
+        drop(tables);
         self.rules_generation.fetch_add(1, Ordering::Release);
     }
 

@@ -181,6 +181,8 @@ impl Worker {
         loop {
             interval.tick().await;
             self.slots.borrow_mut().expire(ticks);
+            // A thread without requests lets go of rules that were replaced, too.
+            drop(self.rules());
         }
     }
 }

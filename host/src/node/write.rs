@@ -64,6 +64,8 @@ pub fn check_key(key: &str) -> Result<(), Error> {
 
 /// Adds to a counter, creating it if it is new.
 pub async fn add(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
+    // Until it is answered, it is seen that it goes by these.
+    let _rules = worker.rules();
     let Routed { op, durability, chosen } = match route(worker, &add) {
         Way::Routed(routed) => routed,
         Way::Pooled(pooled) => route_pooled(worker, &add, pooled).await,
@@ -78,10 +80,13 @@ pub async fn add(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
     Ok(Added { shard, value: Some(value), replayed, chosen })
 }
 
-/// Adds on one named shard: what the compatible shard routes do.
-pub async fn add_on_shard(worker: &Rc<Worker>, add: Add, shard: u32) -> Result<Added, Error> {
-    let bounds = worker.node.rules().governing(add.id.as_str()).rule.bounds();
-    let op = Op { shard, ..op(&add, key_hash(add.id.as_str()), bounds, now_ms()) };
+/// Adds on [`Node::compat_shard`]: what the compatible shard routes do.
+pub async fn add_on_shard(worker: &Rc<Worker>, add: Add) -> Result<Added, Error> {
+    // Shard and bounds by the same rules, which are held until the answer.
+    let rules = worker.node.rules();
+    let rule = &rules.governing(add.id.as_str()).rule;
+    let shard = worker.node.served_candidate(&add.id, rule.spread);
+    let op = Op { shard, ..op(&add, key_hash(add.id.as_str()), rule.bounds(), now_ms()) };
     let (shard, outcome) = submit_one(worker, op).await?;
     let (value, replayed) = applied(outcome)?;
     Ok(Added { shard, value: Some(value), replayed, chosen: Chosen::Caller })
@@ -89,6 +94,7 @@ pub async fn add_on_shard(worker: &Rc<Worker>, add: Add, shard: u32) -> Result<A
 
 /// Adds many, each by itself: one result per addition, in their order. Fails as a whole only when nothing was taken.
 pub async fn add_batch(worker: &Rc<Worker>, adds: &[Add]) -> Result<Vec<Result<Added, Error>>, Error> {
+    let _rules = worker.rules();
     let mut routed: Vec<Option<Routed>> = Vec::with_capacity(adds.len());
     let mut pooled = Vec::new();
     for (at, add) in adds.iter().enumerate() {
@@ -375,9 +381,11 @@ impl Node {
 
     /// Where the compatible shard routes act: the lowest candidate of the counter that this node serves, or else the first.
     pub fn compat_shard(&self, id: &Id) -> u32 {
-        let hash = key_hash(id.as_str());
-        let spread = self.rules().governing(id.as_str()).rule.spread;
-        let candidates = candidates(hash, self.shards, spread);
+        self.served_candidate(id, self.rules().governing(id.as_str()).rule.spread)
+    }
+
+    fn served_candidate(&self, id: &Id, spread: u32) -> u32 {
+        let candidates = candidates(key_hash(id.as_str()), self.shards, spread);
         let served = candidates.iter().copied().filter(|&shard| self.commits.serves(shard)).min();
         served.unwrap_or(candidates[0])
     }

@@ -89,7 +89,11 @@ impl Peer for Service {
     }
 
     async fn list_changed(&self, request: Request<ListChangedRequest>) -> Result<Response<ListChangedReply>, Status> {
-        let ListChangedRequest { prefix, after, limit } = request.into_inner();
+        let ListChangedRequest { prefix, after, limit, settled, relaxed_settled } = request.into_inner();
+        if settled {
+            let waited = self.node.await_older_rules(relaxed_settled).await;
+            waited.map_err(|why| Status::unavailable(why.detail))?;
+        }
         let after = after.map(|after| id(&after)).transpose()?;
         let limit = (limit as usize).min(limits::LIST_LIMIT_MAX + 1);
         let node = self.node.clone();

@@ -36,12 +36,13 @@ fn listed(server: &Server, prefix: &str, limit: usize) -> Vec<String> {
 fn every_node_answers_for_the_cluster() {
     let Some(cluster) = Cluster::start(3) else { return };
     type Part = (&'static str, fn(&Cluster));
-    let parts: [Part; 13] = [
+    let parts: [Part; 14] = [
         ("additions on every node read the same on all", additions_on_every_node_read_the_same_on_all),
         ("a read sees what was acknowledged anywhere before it", a_read_sees_what_was_acknowledged_anywhere_before_it),
         ("keys are known on every node", keys_are_known_on_every_node),
         ("one key sent everywhere at once counts once", one_key_sent_everywhere_at_once_counts_once),
         ("stock never goes below zero", stock_never_goes_below_zero),
+        ("a bound waits until one shard has it all", a_bound_waits_until_one_shard_has_it_all),
         ("counters are made and removed anywhere", counters_are_made_and_removed_anywhere),
         ("one of many creations wins", one_of_many_creations_wins),
         ("lists are the same on every node", lists_are_the_same_on_every_node),
@@ -151,6 +152,36 @@ fn stock_never_goes_below_zero(cluster: &Cluster) {
         assert!((0..3).contains(&left), "{left}");
         NODES.iter().for_each(|node| assert_eq!(cluster.node(node).total(counter), left, "{counter} on {node}"));
     }
+}
+
+fn a_bound_waits_until_one_shard_has_it_all(cluster: &Cluster) {
+    let (first, second) = (cluster.node("n1"), cluster.node("n2"));
+    let shown = |node: &str| {
+        let listed = cluster.node(node).get("/v1/rules").expect(200).json();
+        let rules = listed["rules"].as_array().expect("a list").iter();
+        rules
+            .filter(|rule| rule["match"] == "bound/")
+            .map(|rule| (rule["version"].clone(), rule["spread"].clone()))
+            .next()
+    };
+    let bound = json!({ "match": "bound/", "spread": 1, "min": 0 });
+    first.set_rule(json!({ "match": "bound/", "spread": SHARDS, "selection": { "plugin": "round-robin" } }));
+    while second.get("/v1/counters/bound%2Fa").status == 404 || first.partials("bound/a").len() < 2 {
+        NODES.iter().for_each(|node| drop(cluster.node(node).add("bound/a", 5).expect(200)));
+    }
+    let (before, total) = (shown("n2"), first.total("bound/a"));
+    let problem = second.put("/v1/rules", bound.clone()).problem(409, "bound_unsettled");
+    assert!(problem["detail"].as_str().expect("a sentence").contains("bound/a"), "{problem}");
+    for node in NODES {
+        assert_eq!(shown(node), before, "the rule before is in force on {node}");
+        cluster.node(node).add("bound/a", -1).expect(200);
+    }
+    assert_eq!(second.total("bound/a"), total - 3);
+    first.delete("/v1/counters/bound%2Fa").expect(204);
+    second.put("/v1/rules", bound).expect(200);
+    NODES.iter().for_each(|node| drop(cluster.node(node).add("bound/a", -1).problem(409, "bound")));
+    NODES.iter().for_each(|node| drop(cluster.node(node).add("bound/a", 1).expect(200)));
+    assert_eq!((first.partials("bound/a").len(), first.total("bound/a")), (1, 3));
 }
 
 fn counters_are_made_and_removed_anywhere(cluster: &Cluster) {

@@ -5,6 +5,7 @@
 mod admin;
 mod authors;
 mod batch;
+mod bounds;
 mod client;
 mod clocks;
 mod compat_first;

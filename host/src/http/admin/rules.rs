@@ -110,7 +110,10 @@ async fn set(
 
 async fn delete(worker: &Rc<Worker>, headers: &HeaderMap, query: Query<'_>) -> Result<Response<Body>, Problem> {
     let prefix = query.required("match")?;
-    worker.node.delete_rule(&prefix, precondition(headers)?).await?;
+    let (prefix, precondition) = (prefix.into_owned(), precondition(headers)?);
+    // To its end, also when the client goes away.
+    let delete = move |node: Arc<Node>| async move { node.delete_rule(&prefix, precondition).await };
+    worker.node.off_thread(delete).await?;
     Ok(no_content())
 }
 
