@@ -117,12 +117,12 @@ mod tests {
 
     #[test]
     fn any_two_clocks_can_be_compared() {
-        let (none, most) = (Duration::ZERO, Duration::MAX);
+        let (none, most, steps) = (Duration::ZERO, Duration::MAX, Steps::default());
         let mut watch = Watch::new(Clocks { wall: none, boot: most });
-        let steps = Steps::default();
         watch.look(Clocks { wall: most, boot: none }, &steps);
         assert_eq!(steps.seen().last_ms, i64::MAX);
-        watch.look(Clocks { wall: none, boot: most }, &steps);
+        watch.look(Clocks { wall: none, boot: none }, &steps);
         assert_eq!(steps.seen().last_ms, i64::MIN);
+        watch.look(Clocks { wall: none, boot: most }, &steps);
     }
 }

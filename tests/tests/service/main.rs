@@ -14,6 +14,7 @@ mod counters;
 mod disk;
 mod durability;
 mod errors;
+mod formats;
 mod fuzz;
 mod http2;
 mod idempotency;
